@@ -1,0 +1,127 @@
+"""Every exception of privtensors.
+
+One base, :class:`PrivTensorsError`. It derives from ``RuntimeError`` and never from ``TypeError``: Python's operator
+protocol swallows a ``TypeError`` raised inside an operator and the real message would be lost. A message says what
+went wrong, where, and what to do; it never holds a protected value, a share, a key or a mask.
+"""
+
+from __future__ import annotations
+
+
+class PrivTensorsError(RuntimeError):
+    """Base of every error of this package.
+
+    Args:
+        what: What went wrong, in one sentence without a full stop.
+        where: The operation, file, field or party concerned.
+        fix: What the reader can do about it.
+    """
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+        self.what, self.where, self.fix = what, where, fix
+        super().__init__(". ".join(p for p in (f"{where}: {what}" if where else what, fix) if p))
+
+
+class RoutingError(PrivTensorsError):
+    """An operation on a SafeTensor cannot be routed."""
+
+
+class UnsupportedOp(RoutingError):
+    """The backend has no kernel for this operation and these kinds of operands."""
+
+
+class MixedBackends(RoutingError):
+    """Tensors of two backends met in one operation."""
+
+
+class StaleView(RoutingError):
+    """A view is used after its base was changed in place."""
+
+
+class PlaintextLeak(PrivTensorsError):
+    """A way out of a SafeTensor other than ``privtensors.reveal`` was tried."""
+
+
+class InvalidInput(PrivTensorsError):
+    """A public input is malformed: wrong type, dtype or shape, NaN or infinite."""
+
+
+class OutOfRange(InvalidInput):
+    """A public input lies outside the range that the backend can represent."""
+
+
+class ParameterError(PrivTensorsError):
+    """A technique's or protocol's parameters are inconsistent or insecure."""
+
+
+class UnknownBackend(PrivTensorsError):
+    """No backend of that name is registered."""
+
+
+class UnknownTechnique(PrivTensorsError):
+    """No technique of that name is registered."""
+
+
+class RegistryError(PrivTensorsError):
+    """An entry point is broken, or two claim one name."""
+
+
+class PolicyError(PrivTensorsError):
+    """A policy cannot be composed; the message carries the reason."""
+
+
+class PolicyFileError(PolicyError):
+    """A policy file is malformed."""
+
+
+class LedgerError(PrivTensorsError):
+    """The ledger cannot be opened, read or written."""
+
+
+class LedgerCorrupt(LedgerError):
+    """The ledger's hash chain does not hold; the message names the row."""
+
+
+class FileFormatError(PrivTensorsError):
+    """A saved SafeTensor file is truncated, tampered with, or of another format or version."""
+
+
+class TransportError(PrivTensorsError):
+    """A message could not be exchanged, or is not what the protocol expects."""
+
+
+class ProtocolError(PrivTensorsError):
+    """A protocol's own bookkeeping (ring, scale, range, lockstep) would be violated."""
+
+
+class UnknownFamily(PrivTensorsError):
+    """The model belongs to a family whose layout privtensors does not know."""
+
+
+class AssetUnavailable(PrivTensorsError):
+    """A model or data set cannot be fetched, or its checksum does not match."""
+
+
+class UsageError(PrivTensorsError):
+    """A command line option is missing, contradictory or out of range."""
+
+
+class AssetRefused(AssetUnavailable):
+    """What arrived is not the asset that was pinned, or is dangerous to unpack."""
+
+
+class CompositionError(PolicyError):
+    """Techniques of a policy cannot be composed.
+
+    Args:
+        reason: Why, in words.
+        technique: The technique that was refused; empty where it is the whole stage.
+        stage: The stage of life, e.g. ``"infer"``.
+        phase: The phase in which it could not start; empty before the first.
+    """
+
+    def __init__(
+        self, what: str, *, where: str = "", fix: str = "", reason: str = "", technique: str = "", stage: str = "", phase: str = ""
+    ) -> None:
+        self.reason, self.technique, self.stage, self.phase = reason or what, technique, stage, phase
+        super().__init__(what, where=where, fix=fix)
