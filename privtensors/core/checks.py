@@ -1,0 +1,51 @@
+"""Checks of public inputs that every backend needs, in one place so that every backend says the same."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from privtensors.errors import InvalidInput
+
+
+def check_finite(x: Tensor, where: str) -> None:
+    """Refuse NaN and infinities in a public input. Integers, bools and empty tensors pass.
+
+    Args:
+        x: Plain tensor, any shape.
+        where: What is being checked, for the message.
+
+    Raises:
+        InvalidInput: Says how many elements are not finite and where the first one is.
+    """
+    if not (x.is_floating_point() or x.is_complex()) or x.numel() == 0:
+        return
+    finite = torch.isfinite(x)
+    if bool(finite.all()):
+        return
+    bad = (~finite).nonzero()
+    raise InvalidInput(
+        f"{len(bad)} of {x.numel()} values are NaN or infinite, the first at index {tuple(bad[0].tolist())}",
+        where=where,
+        fix="clean the input first, e.g. with torch.nan_to_num",
+    )
+
+
+def check_plain(x: object, where: str) -> Tensor:
+    """Refuse what no backend can take: not a tensor, sparse or quantized, off the CPU, complex, NaN or infinite.
+
+    Raises:
+        InvalidInput: Says which of these it is.
+    """
+    if not isinstance(x, Tensor):
+        raise InvalidInput(f"expected a torch.Tensor, got {type(x).__name__}", where=where, fix="wrap it with torch.as_tensor first")
+    if x.layout is not torch.strided or x.is_quantized:
+        raise InvalidInput(
+            f"expected a dense tensor, got layout {x.layout}{', quantized' if x.is_quantized else ''}", where=where, fix="call .to_dense() or .dequantize()"
+        )
+    if x.device.type != "cpu":
+        raise InvalidInput(f"expected a tensor on the CPU, got one on {x.device}", where=where, fix="call .cpu() first")
+    if x.is_complex():
+        raise InvalidInput(f"dtype {x.dtype} is not supported", where=where, fix="protect real and imaginary part separately")
+    check_finite(x, where)
+    return x

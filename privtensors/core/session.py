@@ -1,0 +1,90 @@
+"""One run: its backends, its meter and its recorder."""
+
+from __future__ import annotations
+
+import contextvars
+import secrets
+from typing import Any, Final
+
+from privtensors.core.backend import Backend, TechniqueSpec
+from privtensors.core.meter import Meter
+from privtensors.core.recorder import Recorder
+from privtensors.core.registry import RECORDERS, backend_class, registry, technique_class
+from privtensors.errors import InvalidInput, RegistryError
+
+
+class Session:
+    """Holds what one run needs; use as a context manager to make it the current one.
+
+    Args:
+        recorder: Where reveals are recorded. Default: the ledger registered under ``privtensors.recorders``, opened at
+            its default path on the first reveal.
+
+    Attributes:
+        id: Random identifier of the run, written into ledger rows.
+        meter: Counters of this run.
+    """
+
+    def __init__(self, *, recorder: Recorder | None = None) -> None:
+        self.id = secrets.token_hex(8)
+        self.meter = Meter()
+        self._recorder = recorder
+        self._backends: dict[Any, Backend] = {}
+        self._tokens: list[contextvars.Token[Session | None]] = []
+
+    @property
+    def recorder(self) -> Recorder:
+        """The recorder, made on first use.
+
+        Raises:
+            RegistryError: No recorder is registered, so nothing may be revealed.
+        """
+        if self._recorder is None:
+            names = registry().names(RECORDERS)
+            if not names:
+                raise RegistryError("no recorder is registered, so reveals cannot be recorded", where="Session", fix="reinstall privtensors")
+            self._recorder = registry().load(RECORDERS, names[0])(session=self.id)
+        assert self._recorder is not None
+        return self._recorder
+
+    def backend(self, technique: TechniqueSpec | str) -> Backend:
+        """The backend serving ``technique`` in this session; made on first use.
+
+        Raises:
+            UnknownTechnique: A name that no installed package provides.
+            InvalidInput: The technique has no backend, or is not a technique.
+        """
+        spec = technique_class(technique)() if isinstance(technique, str) else technique
+        if not isinstance(spec, TechniqueSpec):
+            raise InvalidInput(
+                f"expected a technique such as MPC() or its name, got {type(technique).__name__}", where="protect", fix="pass pt.MPC() or 'mpc'"
+            )
+        if spec.backend is None:
+            raise InvalidInput(
+                f"technique {spec.name!r} has no backend: it transforms a model or a training loop",
+                where="protect",
+                fix="use it in a Policy with pt.wrap",
+            )
+        if spec not in self._backends:
+            self._backends[spec] = backend_class(spec.backend)(spec, self.meter)
+        return self._backends[spec]
+
+    def __enter__(self) -> Session:
+        self._tokens.append(_CURRENT.set(self))
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        _CURRENT.reset(self._tokens.pop())
+
+
+# The one allowed piece of module state: which session is current in this context.
+_CURRENT: Final[contextvars.ContextVar[Session | None]] = contextvars.ContextVar("privtensors_session", default=None)
+
+
+def current_session() -> Session:
+    """The current session; a default one is made for the context on first use."""
+    session = _CURRENT.get()
+    if session is None:
+        session = Session()
+        _CURRENT.set(session)
+    return session
