@@ -1,0 +1,1 @@
+"""Backends: each holds protected values in its own way. They never import each other."""

@@ -1,0 +1,1 @@
+"""The reference backend: plaintext behind the SafeTensor interface."""

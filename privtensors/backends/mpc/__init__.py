@@ -1,0 +1,1 @@
+"""Two-party secret sharing with an offline dealer."""
