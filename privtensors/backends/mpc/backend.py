@@ -1,0 +1,140 @@
+"""The mpc backend: two semi-honest computing parties and an offline dealer, additive shares in Z_2^64, fixed point."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final
+
+import torch
+from torch import Tensor
+
+from privtensors.backends.mpc.dealer import Dealer
+from privtensors.backends.mpc.kernels import KERNELS
+from privtensors.backends.mpc.runtime import Open, Protocol, Runtime
+from privtensors.backends.mpc.shares import WORD, Shares, sign_extend
+from privtensors.core.backend import Payload
+from privtensors.core.kernel import KernelTable
+from privtensors.core.meter import Meter
+from privtensors.errors import FileFormatError, InvalidInput, OutOfRange
+from privtensors.transport.base import Channel
+from privtensors.transport.memory import MemoryChannel
+
+RANGE_BITS: Final = 18
+_DTYPES: Final = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool)
+
+
+class MPCBackend:
+    """Additive secret sharing between two parties, everything of one process: ``simulated`` is True.
+
+    Guarantee class: computational (AES-CTR), against one semi-honest computing party, with a dealer that is honest and
+    colludes with nobody. Values are fixed point; inputs must lie in ±2^18.
+
+    Args:
+        technique: Has ``fractional_bits``.
+        meter: Counts rounds, bytes, dealer bytes and offline seconds.
+        channel: Default both parties in this process.
+        dealer: Default a fresh dealer seeded by the operating system.
+    """
+
+    name: ClassVar[str] = "mpc"
+    guarantee: ClassVar[str] = "computational"
+    assumption: ClassVar[str] = "one semi-honest computing party; the dealer is honest and colludes with nobody"
+    kernels: ClassVar[KernelTable] = KERNELS
+
+    def __init__(self, technique: Any, meter: Meter, *, channel: Channel | None = None, dealer: Dealer | None = None) -> None:
+        self.meter = meter
+        self.simulated = True
+        self.frac: int = technique.fractional_bits
+        self.runtime = Runtime(channel or MemoryChannel(), dealer or Dealer(meter), meter, self.frac)
+
+    def __repr__(self) -> str:
+        return f"MPCBackend(frac={self.frac}, simulated={self.simulated})"
+
+    def run(self, protocol: Protocol[Any]) -> Any:
+        """Drive a protocol over this backend's channel."""
+        return self.runtime.run(protocol)
+
+    def encode(self, x: Tensor, frac: int) -> Tensor:
+        """Fixed-point int64 words of a public tensor, rounded to nearest.
+
+        Raises:
+            InvalidInput: NaN or infinite entries.
+        """
+        wide = x.to(torch.float64)
+        if not bool(torch.isfinite(wide).all()):
+            raise InvalidInput("the public operand has NaN or infinite entries", where="mpc", fix="clean it before mixing it with shares")
+        return (wide * 2.0**frac).round().to(torch.int64)
+
+    def protect(self, x: Tensor, *, owner: str) -> Shares:
+        """Split ``x`` into two uniform shares; the owner draws party 0's share from its own generator.
+
+        Raises:
+            InvalidInput: A dtype without fixed-point form, NaN or infinity.
+            OutOfRange: An absolute value of 2^18 or more.
+        """
+        if x.dtype not in _DTYPES:
+            raise InvalidInput(f"dtype {x.dtype} has no fixed-point form", where="protect(mpc)", fix="use float32, an integer type or bool")
+        frac = self.frac if x.dtype.is_floating_point else 0
+        wide = x.to(torch.float64)
+        if not bool(torch.isfinite(wide).all()):
+            raise InvalidInput("the tensor has NaN or infinite entries", where="protect(mpc)", fix="clean it first, e.g. torch.nan_to_num")
+        if x.numel() and float(wide.abs().max()) >= 2.0**RANGE_BITS:
+            raise OutOfRange(
+                f"absolute values up to {float(wide.abs().max()):.4g}", where="protect(mpc)", fix=f"scale the tensor into ±2^{RANGE_BITS}"
+            )
+        words = (wide * 2.0**frac).round_().to(torch.int64)
+        dealer = self.runtime.dealer
+        return Shares(dealer.input_shares(words), frac, WORD, x.dtype)
+
+    def reveal(self, payload: Payload, *, to: str) -> Tensor:
+        """Send the other party's share to ``to`` and decode: the value is right to the bookkeeping's error."""
+        assert isinstance(payload, Shares)
+
+        def opening() -> Protocol[Tensor]:
+            (words,) = yield [Open(payload.data, payload.ring)]
+            return words
+
+        words = sign_extend(self.run(opening()), payload.ring)
+        value = words.to(torch.float64) / 2.0**payload.frac
+        return (value > 0.5) if payload.dtype == torch.bool else (value if payload.dtype.is_floating_point else value.round()).to(payload.dtype)
+
+    def export(self, payload: Payload) -> Mapping[str, tuple[Mapping[str, Tensor], Mapping[str, str]]]:
+        """One part per computing party, each with that party's share only."""
+        assert isinstance(payload, Shares)
+        text = {
+            "frac": str(payload.frac),
+            "ring": str(payload.ring),
+            "dtype": str(payload.dtype).removeprefix("torch."),
+            "shape": ",".join(map(str, payload.shape)),
+        }
+        return {f"party{i}": ({"share": row.contiguous()}, text) for i, row in zip(self.runtime.channel.parties, payload.data, strict=True)}
+
+    def restore(self, parts: Mapping[str, tuple[Mapping[str, Tensor], Mapping[str, str]]]) -> Shares:
+        """Inverse of :meth:`export`.
+
+        Raises:
+            FileFormatError: A party's part is missing, or the parts disagree.
+        """
+        names = [f"party{i}" for i in self.runtime.channel.parties]
+        if sorted(parts) != sorted(names):
+            raise FileFormatError(f"parts {sorted(parts)} found, {names} needed", where="mpc", fix="load the files of every party held here")
+        rows, texts = [], []
+        for name in names:
+            tensors, text = parts[name]
+            if set(tensors) != {"share"} or tensors["share"].dtype != torch.int64:
+                raise FileFormatError("a part must hold one int64 tensor named share", where=f"mpc {name}", fix="save the tensor again")
+            rows.append(tensors["share"])
+            texts.append(dict(text))
+        if any(t != texts[0] for t in texts) or any(r.shape != rows[0].shape for r in rows):
+            raise FileFormatError("the parties' parts disagree", where="mpc", fix="load files of one save")
+        try:
+            frac, ring = int(texts[0]["frac"]), int(texts[0]["ring"])
+            dtype = getattr(torch, texts[0]["dtype"])
+            shape = tuple(int(n) for n in texts[0]["shape"].split(",") if n)
+        except (KeyError, ValueError, AttributeError) as error:
+            raise FileFormatError("scale, ring, dtype or shape is malformed", where="mpc", fix="save the tensor again") from error
+        if not (0 <= frac <= 62 and 0 < ring <= WORD and dtype in _DTYPES and shape == tuple(rows[0].shape)):
+            raise FileFormatError("scale, ring, dtype or shape is out of range", where="mpc", fix="save the tensor again")
+        return Shares(torch.stack(rows), frac, ring, dtype)
+
+

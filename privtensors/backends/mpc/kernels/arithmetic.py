@@ -1,0 +1,246 @@
+"""Kernels for sums, differences, products, powers and reductions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from privtensors.backends.mpc.kernels.shape import aligned, expand
+from privtensors.backends.mpc.protocols.arithmetic import multiply_wires, normal, open_wire, rescale, square_wire, with_headroom
+from privtensors.backends.mpc.protocols.normalise import power
+from privtensors.backends.mpc.runtime import Protocol, Runtime, parallel
+from privtensors.backends.mpc.shares import Shares
+from privtensors.core.kernel import Cost, Kernel
+from privtensors.errors import ParameterError, UnsupportedOp
+
+Operand = Shares | Tensor | float | int
+
+
+def _broadcast(backend: Any, x: Operand, y: Operand) -> list[Shares | Tensor]:
+    both = [v if isinstance(v, Shares | Tensor) else torch.tensor(float(v)) for v in (x, y)]
+    shape = torch.broadcast_shapes(*(tuple(v.shape) for v in both))
+    return [v if tuple(v.shape) == shape else expand(backend, v, shape) if isinstance(v, Shares) else v.expand(shape) for v in both]
+
+
+def _float(x: Operand) -> torch.dtype | None:
+    return x.dtype if isinstance(x, Shares) else None
+
+
+def add(backend: Any, x: Operand, y: Operand, *, alpha: float = 1) -> Shares:
+    """x + alpha · y."""
+    if alpha != 1:
+        y = scale(backend, y, alpha) if isinstance(y, Shares) else y * alpha
+    words, frac, ring, _ = aligned(backend, _broadcast(backend, x, y))
+    dtype = _float(x) or _float(y) or torch.float32
+    return Shares(words[0] + words[1], frac, ring, torch.float32 if dtype == torch.bool else dtype)
+
+
+def sub(backend: Any, x: Operand, y: Operand, *, alpha: float = 1) -> Shares:
+    """x - alpha · y."""
+    return add(backend, x, y, alpha=-alpha) if alpha != 1 else add(backend, x, neg(backend, y) if isinstance(y, Shares) else -y)
+
+
+def rsub(backend: Any, x: Operand, y: Operand, alpha: float = 1) -> Shares:
+    """y - alpha · x."""
+    return sub(backend, y, x, alpha=alpha)
+
+
+def neg(backend: Any, x: Shares) -> Shares:
+    """-x."""
+    return x.like(-x.data)
+
+
+def scale(backend: Any, x: Shares, factor: float) -> Shares:
+    """x times a public number: free for small dyadic numbers, else a product with its fixed-point form."""
+    if not math.isfinite(factor):
+        raise ParameterError(f"a factor of {factor}", where="mpc mul", fix="use a finite number")
+    mantissa, exponent = math.frexp(factor)
+    for bits in range(1, 7):
+        whole = mantissa * 2**bits
+        if whole == int(whole):
+            shift = exponent - bits  # factor = whole · 2^shift
+            out = x.like(x.data * int(whole))
+            if shift >= 0:
+                out = x.like(out.data << shift)
+            elif out.headroom + shift >= 4:
+                out = out.like(out.data, out.frac - shift)
+            else:
+                break
+            return out
+    return mul_public(backend, x, torch.tensor(factor, dtype=torch.float64))
+
+
+def mul_public(backend: Any, x: Shares, y: Tensor) -> Shares:
+    """x times a public tensor."""
+    shape = torch.broadcast_shapes(x.shape, tuple(y.shape))
+    wide = y.to(torch.float64)
+    small = not y.dtype.is_floating_point or bool((wide == wide.round()).all() and wide.abs().max() <= 256 if y.numel() else True)
+    frac = 0 if small else backend.frac
+    base = x if small else backend.run(with_headroom(backend.runtime, x, frac))
+    out = expand(backend, base, shape) if base.shape != shape else base
+    return out.like(out.data * backend.encode(y, frac), base.frac + frac)
+
+
+def multiply(rt: Runtime, x: Shares, y: Shares) -> Protocol[Shares]:
+    """Product of two shared tensors; 1 round for normal operands, plus 1 when one must be lifted first."""
+    if x is y:
+        wide = yield from with_headroom(rt, x, x.frac)
+        return square_wire(rt, (yield from open_wire(rt, wide)))
+    a, b = yield from parallel(_operand(rt, x), _operand(rt, y))
+    out = multiply_wires(rt, a, b)
+    out.dtype = x.dtype if x.dtype != torch.bool else y.dtype
+    return out
+
+
+def _operand(rt: Runtime, x: Shares) -> Any:
+    ready = x if x.frac <= rt.frac and x.ring == 64 else (yield from normal(rt, x))
+    return (yield from open_wire(rt, ready))
+
+
+def mul(backend: Any, x: Operand, y: Operand) -> Shares:
+    """Elementwise product."""
+    if not isinstance(x, Shares):
+        x, y = y, x
+    assert isinstance(x, Shares)
+    if isinstance(y, Shares):
+        return backend.run(multiply(backend.runtime, x, y))
+    if isinstance(y, Tensor):
+        return scale(backend, x, float(y)) if y.dim() == 0 else mul_public(backend, x, y)
+    return scale(backend, x, float(y))
+
+
+def reciprocal_of(backend: Any, x: Shares) -> Shares:
+    """1 / x for 2^-8 ≤ |x| ≤ 2^10, through 1/x = x · (x²)^(-1/2)², so that signs need no comparison."""
+
+    def protocol(rt: Runtime) -> Protocol[Shares]:
+        one = yield from normal(rt, x)
+        wire = yield from open_wire(rt, one)
+        square = square_wire(rt, wire)
+        root = yield from power(rt, square, -0.5, low=-16, octaves=36)
+        inverse = yield from normal(rt, root)
+        twice = square_wire(rt, (yield from open_wire(rt, inverse)))
+        narrowed = yield from normal(rt, twice)
+        out = multiply_wires(rt, wire, (yield from open_wire(rt, narrowed)))
+        out.dtype = x.dtype
+        return out
+
+    return backend.run(protocol(backend.runtime))
+
+
+def div(backend: Any, x: Operand, y: Operand) -> Shares:
+    """Quotient; by a shared tensor within the range of :func:`reciprocal_of`."""
+    if isinstance(y, Shares):
+        return mul(backend, x, reciprocal_of(backend, y))
+    assert isinstance(x, Shares)
+    inverse = 1.0 / float(y) if not isinstance(y, Tensor) else 1.0 / y.to(torch.float64)
+    return mul(backend, x, inverse)
+
+
+def pow_(backend: Any, x: Shares, exponent: float) -> Shares:
+    """Small whole powers, and -1, ±1/2."""
+    if exponent == 1:
+        return x
+    if exponent in (0.5, -0.5):
+        return root(backend, x, inverse=exponent < 0)
+    if exponent == -1:
+        return reciprocal_of(backend, x)
+    if exponent != int(exponent) or not 2 <= exponent <= 16:
+        raise UnsupportedOp(f"pow with exponent {exponent}", where="backend 'mpc'", fix="use whole exponents 2 to 16, -1 or ±0.5")
+    result, base, left = None, x, int(exponent)
+    while left:
+        if left & 1:
+            result = base if result is None else mul(backend, result, base)
+        left >>= 1
+        if left:
+            base = mul(backend, base, base)
+    assert result is not None
+    return result
+
+
+def root(backend: Any, x: Shares, *, inverse: bool) -> Shares:
+    """x^(-1/2), or x^(1/2) = x · x^(-1/2), for x in [2^-16, 2^14]; zero and below saturate."""
+
+    def protocol(rt: Runtime) -> Protocol[Shares]:
+        out = yield from normal(rt, (yield from power(rt, x, -0.5, low=-16, octaves=30)))
+        out.dtype = x.dtype
+        return out if inverse else (yield from multiply(rt, x, out))
+
+    return backend.run(protocol(backend.runtime))
+
+
+def addcmul(backend: Any, x: Operand, a: Operand, b: Operand, *, value: float = 1) -> Shares:
+    """x + value · a · b."""
+    product = mul(backend, a, b)
+    return add(backend, x, product, alpha=value)
+
+
+def _dims(x: Shares, dim: int | Sequence[int] | None) -> list[int]:
+    n = len(x.shape)
+    dims = [] if dim is None else [dim] if isinstance(dim, int) else list(dim)
+    return [d % n + 1 for d in dims] if dims and n else list(range(1, n + 1))
+
+
+def sum_(backend: Any, x: Shares, dim: int | Sequence[int] | None = None, keepdim: bool = False, *, dtype: Any = None) -> Shares:
+    """Sum over dimensions."""
+    dims = _dims(x, dim)
+    out = x.like(x.data.sum(dims, keepdim=keepdim) if dims else x.data)
+    out.dtype = dtype or (torch.int64 if x.dtype == torch.bool else x.dtype)
+    return out
+
+
+def mean(backend: Any, x: Shares, dim: int | Sequence[int] | None = None, keepdim: bool = False, *, dtype: Any = None) -> Shares:
+    """Mean over dimensions: the sum times 1/n, with log2(n) more fractional bits so that 1/n keeps its precision."""
+    dims = _dims(x, dim)
+    count = math.prod(x.data.shape[d] for d in dims)
+    total = sum_(backend, x, dim, keepdim)
+    if count <= 1:
+        return total
+    if count & (count - 1) == 0 and total.headroom > 20:
+        return total.like(total.data, total.frac + count.bit_length() - 1)
+    total = backend.run(normal(backend.runtime, total))
+    frac = backend.frac + math.ceil(math.log2(count))
+    return total.like(total.data * round(2.0**frac / count), total.frac + frac)
+
+
+def cumsum(backend: Any, x: Shares, dim: int, *, dtype: Any = None) -> Shares:
+    """Running sum."""
+    return x.like(x.data.cumsum(dim % len(x.shape) + 1))
+
+
+def _size(x: Any) -> int:
+    return math.prod(x.shape) if isinstance(x, Shares) else 0
+
+
+def product_cost(backend: Any, x: Any, y: Any, *_args: Any, **_kwargs: Any) -> Cost:
+    """One opening of each shared operand, 8 bytes per element."""
+    return Cost(1, 8 * (_size(x) + (_size(y) if y is not x else 0)))
+
+
+def ulps(count: float) -> Any:
+    """Declared error of so many units in the last place of inputs of magnitude up to 2^8."""
+
+    def error(backend: Any, *_args: Any, **_kwargs: Any) -> float:
+        return float(count * 2.0 ** -(backend.frac - 9))
+
+    return error
+
+
+KERNELS = [
+    *(Kernel("add", kinds, add) for kinds in ("A", "AA", "AP", "PA")),
+    *(Kernel("sub", kinds, sub) for kinds in ("A", "AA", "AP", "PA")),
+    *(Kernel("rsub", kinds, rsub) for kinds in ("A", "AA", "AP", "PA")),
+    Kernel("neg", "A", neg),
+    Kernel("mul", "A", mul, error=ulps(1)),
+    Kernel("mul", "AP", mul, error=ulps(1)),
+    Kernel("mul", "PA", mul, error=ulps(1)),
+    Kernel("mul", "AA", mul, product_cost, ulps(2)),
+    Kernel("div", "A", div, error=ulps(1)),
+    Kernel("div", "AP", div, error=ulps(1)),
+    Kernel("sum", "A", sum_, error=ulps(1)),
+    Kernel("mean", "A", mean, error=ulps(1)),
+    Kernel("cumsum", "A", cumsum, error=ulps(1)),
+]

@@ -1,0 +1,253 @@
+"""Kernels for comparisons, activations and the fused blocks: softmax, attention, normalisation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from privtensors.backends.mpc.kernels.arithmetic import Operand, add, div, mul, pow_, root, sub
+from privtensors.backends.mpc.kernels.linear import _pair
+from privtensors.backends.mpc.protocols.activation import activate, exponential_plan
+from privtensors.backends.mpc.protocols.arithmetic import lift, normal, open_wire, square_wire
+from privtensors.backends.mpc.protocols.compare import at_least, clamp, select
+from privtensors.backends.mpc.protocols.fourier import Plan, bulk, widen
+from privtensors.backends.mpc.protocols.normalise import layer_norm
+from privtensors.backends.mpc.protocols.softmax import attention, softmax
+from privtensors.backends.mpc.runtime import Protocol, Runtime
+from privtensors.backends.mpc.shares import Shares
+from privtensors.errors import UnsupportedOp
+
+RANGE_BITS = 18  # comparisons are right for |x| < 2^18
+CUT_FRAC = 12  # clamps and ReLU decide to 2^-12
+
+
+def _sign(rt: Runtime, x: Shares, threshold: float, frac: int) -> Protocol[Tensor]:
+    """Boolean shares of x ≥ threshold, decided to ``2^-frac``."""
+    base = x if x.ring - x.frac + frac >= frac + RANGE_BITS + 1 else (yield from normal(rt, x))
+    bits = yield from at_least(rt, base, [round(threshold * 2.0**frac)], frac=frac, range_bits=RANGE_BITS)
+    return bits[:, 0]
+
+
+def compare(backend: Any, x: Operand, y: Operand, *, strict: bool, less: bool) -> Shares:
+    """A bool SafeTensor; exact on the fixed-point values."""
+    difference = sub(backend, x, y) if isinstance(x, Shares) else sub(backend, x, y)
+    difference = backend.run(normal(backend.runtime, difference)) if difference.frac > backend.frac else difference
+
+    def protocol(rt: Runtime) -> Protocol[Shares]:
+        # x > 0 is x ≥ one unit; x < y and x ≤ y are the complements of ≥ and >.
+        step = 2.0**-difference.frac if strict != less else 0.0
+        bit = yield from _sign(rt, difference, step, difference.frac)
+        if less:
+            bit = bit.clone()
+            bit[0] ^= 1
+        return (yield from select(rt, [(bit, 1)], Shares(difference.data, 0, 64, torch.bool)))
+
+    return backend.run(protocol(backend.runtime))
+
+
+def _compare(strict: bool, less: bool) -> Callable[..., Shares]:
+    return lambda backend, x, y: compare(backend, x, y, strict=strict, less=less)
+
+
+def relu_protocol(rt: Runtime, x: Shares) -> Protocol[Shares]:
+    """max(x, 0), decided to 2^-12."""
+    ready = x if x.ring == 64 else (yield from normal(rt, x))
+    bit = yield from _sign(rt, ready, 0.0, CUT_FRAC)
+    return (yield from select(rt, [(bit, ready)], ready))
+
+
+def relu(backend: Any, x: Shares) -> Shares:
+    """max(x, 0)."""
+    return backend.run(relu_protocol(backend.runtime, x))
+
+
+def abs_(backend: Any, x: Shares) -> Shares:
+    """2 · max(x, 0) - x."""
+    positive = relu(backend, x)
+    return sub(backend, positive.like(positive.data << 1), x)
+
+
+def maximum(backend: Any, x: Operand, y: Operand) -> Shares:
+    """y + max(x - y, 0)."""
+    return add(backend, relu(backend, sub(backend, x, y)), y)
+
+
+def minimum(backend: Any, x: Operand, y: Operand) -> Shares:
+    """x - max(x - y, 0)."""
+    return sub(backend, x, relu(backend, sub(backend, x, y)))
+
+
+def clamp_(backend: Any, x: Shares, low: float | None = None, high: float | None = None) -> Shares:
+    """Limit to public bounds, decided to 2^-12. hardtanh's defaults are -1 and 1."""
+
+    def protocol(rt: Runtime) -> Protocol[Shares]:
+        ready = x if x.ring == 64 else (yield from normal(rt, x))
+        limits = [None if v is None else round(v * 2.0**CUT_FRAC) for v in (low, high)]
+        return (yield from clamp(rt, ready, limits[0], limits[1], frac=CUT_FRAC, range_bits=RANGE_BITS))
+
+    return backend.run(protocol(backend.runtime))
+
+
+def _tournament(backend: Any, x: Shares) -> Shares:
+    """Maximum over the last axis, pairwise."""
+    while (n := x.shape[-1]) > 1:
+        half = n // 2
+        top = maximum(backend, x.like(x.data[..., :half]), x.like(x.data[..., half : 2 * half]))
+        if n % 2:
+            rest = backend.run(normal(backend.runtime, x.like(x.data[..., -1:])))
+            top = backend.run(normal(backend.runtime, top))
+            top = top.like(torch.cat([top.data, rest.data], -1))
+        x = top
+    return x.like(x.data[..., 0])
+
+
+def amax(backend: Any, x: Shares, dim: Sequence[int] = (), keepdim: bool = False) -> Shares:
+    """Maximum over dimensions."""
+    n = len(x.shape)
+    dims = sorted(d % n for d in dim) if dim else list(range(n))
+    kept = [d for d in range(n) if d not in dims]
+    rows = x.data.permute(0, *(d + 1 for d in kept), *(d + 1 for d in dims)).reshape(len(x.data), *(x.shape[d] for d in kept), -1)
+    out = _tournament(backend, x.like(rows))
+    return out.like(out.data.reshape(len(out.data), *(1 if d in dims else x.shape[d] for d in range(n)))) if keepdim else out
+
+
+def max_pool2d(
+    backend: Any,
+    x: Shares,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] | int = 0,
+    dilation: Sequence[int] | int = 1,
+    ceil_mode: bool = False,
+) -> tuple[Shares, None]:
+    """Maximum over windows. The indices that ATen returns beside it are not computed."""
+    size, pad, gap = _pair(kernel), _pair(padding), _pair(dilation)
+    step = _pair(stride) if stride else size
+    if ceil_mode:
+        raise UnsupportedOp("max_pool2d with ceil_mode", where="backend 'mpc'", fix="use ceil_mode=False")
+    ready = backend.run(normal(backend.runtime, x))
+    data = torch.nn.functional.pad(ready.data, [pad[1], pad[1], pad[0], pad[0]])
+    if any(pad):  # padding must lose every comparison
+        inner = torch.nn.functional.pad(torch.ones(x.shape[-2:], dtype=torch.int64), [pad[1], pad[1], pad[0], pad[0]])
+        data[0] += (1 - inner) * -(1 << (RANGE_BITS - 2 + ready.frac))
+    cut = data.unfold(-2, gap[0] * (size[0] - 1) + 1, step[0])[..., :: gap[0]]
+    cut = cut.unfold(-2, gap[1] * (size[1] - 1) + 1, step[1])[..., :: gap[1]]
+    return _tournament(backend, ready.like(cut.reshape(*cut.shape[:-2], -1))), None
+
+
+def _activation(name: str) -> Callable[..., Shares]:
+    return lambda backend, x: backend.run(activate(backend.runtime, x, name))
+
+
+def gelu(backend: Any, x: Shares, *, approximate: str = "none") -> Shares:
+    """GELU, by the error function or by tanh."""
+    return backend.run(activate(backend.runtime, x, "gelu" if approximate == "none" else "gelu_tanh"))
+
+
+def exp(backend: Any, x: Shares) -> Shares:
+    """exp on [-24, 8], saturating outside: exp(x/2) by one opening, then its square."""
+
+    def protocol(rt: Runtime) -> Protocol[Shares]:
+        ready = x if x.ring == 64 else (yield from normal(rt, x))
+        limited = yield from clamp(rt, ready, round(-24 * 2.0**2), round(8 * 2.0**2), frac=2, range_bits=RANGE_BITS)
+        plan: Plan = exponential_plan()
+        half = yield from widen(rt, (yield from bulk(rt, limited, plan)), plan.out_frac, rt.frac, x.dtype)
+        out = square_wire(rt, (yield from open_wire(rt, half)))
+        out.dtype = x.dtype
+        return out
+
+    return backend.run(protocol(backend.runtime))
+
+
+def softmax_(backend: Any, x: Shares, dim: int, half_to_float: Any = False) -> Shares:
+    """Softmax along one dimension."""
+    n = len(x.shape)
+    data = x.data.movedim(dim % n + 1, -1)
+    ready = backend.run(lift(backend.runtime, x.like(data), min(x.frac, 16)))
+    out = backend.run(softmax(backend.runtime, ready, None))
+    return out.like(out.data.movedim(-1, dim % n + 1))
+
+
+def sdpa(
+    backend: Any,
+    q: Shares,
+    k: Shares,
+    v: Shares,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    attn_mask: Tensor | None = None,
+    scale: float | None = None,
+) -> tuple[Shares, None]:
+    """Scaled dot-product attention with a public mask. Additive masks of -1e4 and below mean "not attended"."""
+    if dropout_p:
+        raise UnsupportedOp("attention with dropout", where="backend 'mpc'", fix="call model.eval()")
+    keep: Tensor | None = None
+    bias: Tensor | None = None
+    if is_causal:
+        keep = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril()
+    if attn_mask is not None:
+        allowed = attn_mask if attn_mask.dtype == torch.bool else attn_mask > -1e4
+        if attn_mask.dtype != torch.bool and bool((attn_mask.masked_fill(~allowed, 0) != 0).any()):
+            bias = attn_mask.masked_fill(~allowed, 0)
+        keep = allowed if keep is None else keep & allowed
+        if bool(keep.all()):
+            keep = None
+    factor = scale if scale is not None else 1.0 / math.sqrt(q.shape[-1])
+    return backend.run(attention(backend.runtime, q, k, v, keep, bias, factor)), None
+
+
+def layer_norm_(
+    backend: Any, x: Shares, shape: Sequence[int], weight: Shares | Tensor | None, bias: Shares | Tensor | None, eps: float
+) -> tuple[Shares, None, None]:
+    """Layer normalisation over the trailing dimensions. ATen's mean and 1/std are not computed."""
+    rows = x.like(x.data.reshape(len(x.data), *x.shape[: len(x.shape) - len(shape)], -1))
+    gain = weight.like(weight.data.reshape(len(weight.data), -1)) if isinstance(weight, Shares) and len(shape) > 1 else weight
+    out = backend.run(layer_norm(backend.runtime, rows, gain if isinstance(gain, Shares) else None, eps))[0]
+    out = out.like(out.data.reshape(len(out.data), *x.shape))
+    out.dtype = x.dtype
+    if isinstance(weight, Tensor):
+        out = mul(backend, out, weight)
+    if bias is not None:
+        out = add(backend, out, bias)
+    return out, None, None
+
+
+def batch_norm(
+    backend: Any, x: Shares, weight: Operand | None, bias: Operand | None, mean: Operand, var: Operand, *options: Any
+) -> tuple[Shares, None, None]:
+    """Batch normalisation with stored statistics (evaluation mode)."""
+    training, eps = (options[0], options[2]) if len(options) == 3 else (False, options[1])
+    if training:
+        raise UnsupportedOp("batch_norm in training mode", where="backend 'mpc'", fix="call model.eval()")
+    column = [-1, *[1] * (len(x.shape) - 2)]
+
+    def shaped(v: Operand) -> Operand:
+        if isinstance(v, Shares):
+            return v.view(lambda t, lead: t.reshape(*t.shape[:lead], *column), whole=True)
+        return v.view(column) if isinstance(v, Tensor) else v
+
+    inverse = root(backend, add(backend, var, eps), inverse=True) if isinstance(var, Shares) else (var + eps).rsqrt()
+    factor: Operand = inverse
+    if weight is not None:
+        factor = mul(backend, weight, inverse) if isinstance(weight, Shares) or isinstance(inverse, Shares) else weight * inverse
+    out = x if isinstance(mean, Tensor) and not bool(mean.any()) else sub(backend, x, shaped(mean))
+    if not (isinstance(factor, Tensor) and bool((factor == 1).all())):
+        out = mul(backend, out, shaped(factor))
+    if bias is not None:
+        out = add(backend, out, shaped(bias))
+    return out, None, None
+
+
+def pow_kernel(backend: Any, x: Shares, exponent: float) -> Shares:
+    """Public exponent."""
+    return pow_(backend, x, exponent)
+
+
+def div_shared(backend: Any, x: Operand, y: Operand) -> Shares:
+    """Quotient by a shared tensor."""
+    return div(backend, x, y)

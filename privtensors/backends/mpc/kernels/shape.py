@@ -1,0 +1,268 @@
+"""Kernels that move elements: views, structure, selections by public conditions. Local: no round, no byte."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from privtensors.backends.mpc.protocols.arithmetic import normal, rescale
+from privtensors.backends.mpc.runtime import parallel
+from privtensors.backends.mpc.shares import WORD, Shares
+from privtensors.core.kernel import Kernel
+from privtensors.errors import InvalidInput
+
+
+def _dim(dim: int, ndim: int, lead: int) -> int:
+    """Position of a plain tensor's dimension when ``lead`` axes come first."""
+    return (dim % ndim if ndim else 0) + lead
+
+
+def view(backend: Any, x: Shares, size: Sequence[int]) -> Shares:
+    """view and _unsafe_view."""
+    total = math.prod(x.shape)
+    known = math.prod(n for n in size if n != -1)
+    target = tuple(n if n != -1 else total // max(known, 1) for n in size)
+    return x.view(lambda t, lead: t.reshape(*t.shape[:lead], *target), whole=True)
+
+
+def t(backend: Any, x: Shares) -> Shares:
+    """Matrix transpose; a vector stays."""
+    return x.view(lambda u, lead: u.transpose(-1, -2) if u.dim() - lead == 2 else u, whole=True)
+
+
+def transpose(backend: Any, x: Shares, dim0: int, dim1: int) -> Shares:
+    """Swap two dimensions."""
+    n = len(x.shape)
+    return x.view(lambda u, lead: u.transpose(_dim(dim0, n, lead), _dim(dim1, n, lead)), whole=True)
+
+
+def permute(backend: Any, x: Shares, dims: Sequence[int]) -> Shares:
+    """Reorder dimensions."""
+    n = len(x.shape)
+    return x.view(lambda u, lead: u.permute(*range(lead), *(_dim(d, n, lead) for d in dims)), whole=True)
+
+
+def unsqueeze(backend: Any, x: Shares, dim: int) -> Shares:
+    """Insert a dimension of size one."""
+    n = len(x.shape) + 1
+    return x.view(lambda u, lead: u.unsqueeze(_dim(dim, n, lead)), whole=True)
+
+
+def squeeze(backend: Any, x: Shares, dim: int | Sequence[int] | None = None) -> Shares:
+    """Drop dimensions of size one."""
+    n = len(x.shape)
+    dims = range(n) if dim is None else [dim] if isinstance(dim, int) else dim
+    drop = {d % n for d in dims if n and x.shape[d % n] == 1}
+    shape = tuple(size for i, size in enumerate(x.shape) if i not in drop)
+    return x.view(lambda u, lead: u.reshape(*u.shape[:lead], *shape), whole=True)
+
+
+def expand(backend: Any, x: Shares, size: Sequence[int], implicit: bool = False) -> Shares:
+    """Broadcast."""
+    shape = x.shape
+    new = len(size) - len(shape)
+    target = tuple(shape[i - new] if n == -1 else n for i, n in enumerate(size))
+    # Not "whole" only when something is dropped; an expansion opens its smaller base.
+    return x.view(lambda u, lead: u.reshape(*u.shape[:lead], *[1] * new, *u.shape[lead:]).expand(*u.shape[:lead], *target), whole=True)
+
+
+def select(backend: Any, x: Shares, dim: int, index: int) -> Shares:
+    """One slice."""
+    n = len(x.shape)
+    return x.view(lambda u, lead: u.select(_dim(dim, n, lead), index), whole=False)
+
+
+def slice_(backend: Any, x: Shares, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Shares:
+    """A range of slices."""
+    n, size = len(x.shape), x.shape[dim]
+    begin, stop, stride = slice(start, end, step).indices(size)
+    length = len(range(begin, stop, stride))
+
+    def cut(u: Tensor, lead: int) -> Tensor:
+        return torch.ops.aten.slice.Tensor(u, _dim(dim, n, lead), begin, max(stop, begin), stride)
+
+    return x.view(cut, whole=length == size and stride == 1)
+
+
+def split(backend: Any, x: Shares, sizes: int | Sequence[int], dim: int = 0) -> list[Shares]:
+    """split and split_with_sizes."""
+    total = x.shape[dim]
+    if isinstance(sizes, int):
+        sizes = [min(sizes, total - i) for i in range(0, total, max(sizes, 1))] or [0]
+    out, start = [], 0
+    for size in sizes:
+        out.append(slice_(backend, x, dim, start, start + size))
+        start += size
+    return out
+
+
+def unbind(backend: Any, x: Shares, dim: int = 0) -> list[Shares]:
+    """Every slice along a dimension."""
+    return [select(backend, x, dim, i) for i in range(x.shape[dim])]
+
+
+def clone(backend: Any, x: Shares, memory_format: Any = None) -> Shares:
+    """A copy that shares nothing."""
+    return x.like(x.data.contiguous().clone() if memory_format is not torch.preserve_format else x.data.clone())
+
+
+def to_copy(
+    backend: Any,
+    x: Shares,
+    dtype: torch.dtype | None = None,
+    layout: Any = None,
+    device: Any = None,
+    pin_memory: Any = None,
+    non_blocking: bool = False,
+    memory_format: Any = None,
+) -> Shares:
+    """Another outward dtype; shares keep their scale. Float to integer would need rounding and is refused."""
+    if dtype is not None and not dtype.is_floating_point and x.dtype.is_floating_point:
+        raise InvalidInput(f"cannot cast shares from {x.dtype} to {dtype}", where="mpc to()", fix="compare, or reveal and round")
+    if device is not None and torch.device(device).type != "cpu":
+        raise InvalidInput(f"shares live on the CPU, not {device}", where="mpc to()", fix="leave the model on the CPU")
+    out = x.like(x.data.clone())
+    out.dtype = dtype or x.dtype
+    if out.dtype.is_floating_point and x.frac == 0:
+        out = rescale(out, backend.frac)
+    return out
+
+
+def aligned(backend: Any, tensors: Sequence[Shares | Tensor]) -> tuple[list[Tensor], int, int, torch.dtype]:
+    """Words of shared and public tensors at one scale, without losing ring bits; public ones become party 0's share."""
+    shared = [x for x in tensors if isinstance(x, Shares)]
+    frac = max(x.frac for x in shared)
+    if any(x.ring < WORD for x in shared) and len({(x.frac, x.ring) for x in shared}) > 1:
+        fresh = iter(backend.run(parallel(*(normal(backend.runtime, x) for x in shared))))
+        tensors = [next(fresh) if isinstance(x, Shares) else x for x in tensors]
+        shared = [x for x in tensors if isinstance(x, Shares)]
+        frac = backend.frac
+    rows = len(shared[0].data)
+    words = []
+    for x in tensors:
+        if isinstance(x, Shares):
+            words.append(rescale(x, frac).data)
+        else:
+            public = torch.zeros(rows, *x.shape, dtype=torch.int64)
+            public[0] = backend.encode(x, frac)
+            words.append(public)
+    return words, frac, min(rescale(x, frac).ring for x in shared), shared[0].dtype
+
+
+def cat(backend: Any, tensors: Sequence[Shares | Tensor], dim: int = 0) -> Shares:
+    """Concatenate; public parts are allowed."""
+    kept = [x for x in tensors if isinstance(x, Shares) or x.dim() != 1 or x.numel()]
+    words, frac, ring, dtype = aligned(backend, kept)
+    return Shares(torch.cat(words, _dim(dim, words[0].dim() - 1, 1)), frac, ring, dtype)
+
+
+def stack(backend: Any, tensors: Sequence[Shares | Tensor], dim: int = 0) -> Shares:
+    """Stack along a new dimension."""
+    words, frac, ring, dtype = aligned(backend, tensors)
+    return Shares(torch.stack(words, _dim(dim, words[0].dim(), 1)), frac, ring, dtype)
+
+
+def per_party(function: Callable[..., Tensor]) -> Callable[..., Shares]:
+    """A kernel that applies a rearrangement of elements to each share."""
+
+    def run(backend: Any, x: Shares, *args: Any) -> Shares:
+        return x.like(torch.stack([function(row, *args) for row in x.data]))
+
+    return run
+
+
+def zeros_like(backend: Any, x: Shares, *, dtype: Any = None, layout: Any = None, device: Any = None, pin_memory: Any = None, memory_format: Any = None) -> Shares:
+    """A shared constant zero."""
+    return Shares(torch.zeros_like(x.data), backend.frac, WORD, dtype or x.dtype)
+
+
+def ones_like(backend: Any, x: Shares, *, dtype: Any = None, layout: Any = None, device: Any = None, pin_memory: Any = None, memory_format: Any = None) -> Shares:
+    """A shared constant one."""
+    data = torch.zeros_like(x.data)
+    data[0] += 1 << backend.frac
+    return Shares(data, backend.frac, WORD, dtype or x.dtype)
+
+
+def zero(backend: Any, x: Shares) -> Shares:
+    """zero_: a fresh zero in place of the old value."""
+    return Shares(torch.zeros_like(x.data), backend.frac, WORD, x.dtype)
+
+
+def copy(backend: Any, x: Shares, source: Shares | Tensor, non_blocking: bool = False) -> Shares:
+    """copy_: the payload of ``source``, broadcast to x's shape."""
+    if isinstance(source, Shares):
+        out = expand(backend, source, x.shape)
+        return Shares(out.data.clone(), source.frac, source.ring, x.dtype)
+    words, frac, ring, _ = aligned(backend, [x, source.expand(x.shape)])
+    return Shares(words[1], frac, ring, x.dtype)
+
+
+def masked_fill(backend: Any, x: Shares, mask: Tensor, value: float) -> Shares:
+    """Public constant where a public mask is True. Infinite fills (attention masks) have no fixed-point form."""
+    shape = torch.broadcast_shapes(x.shape, mask.shape)
+    fill = backend.encode(torch.tensor(float(value)), x.frac)
+    data = expand(backend, x, shape).data * (~mask)
+    data[0] += mask * fill
+    return x.like(data)
+
+
+def where(backend: Any, condition: Tensor, x: Shares | Tensor | float, y: Shares | Tensor | float) -> Shares:
+    """Choice by a public condition."""
+    operands = [v if isinstance(v, Shares | Tensor) else torch.tensor(float(v)) for v in (x, y)]
+    shape = torch.broadcast_shapes(condition.shape, *(tuple(v.shape) for v in operands))
+    words, frac, ring, dtype = aligned(backend, [expand(backend, v, shape) if isinstance(v, Shares) else v.expand(shape) for v in operands])
+    return Shares(torch.where(condition, words[0], words[1]), frac, ring, dtype)
+
+
+def constant_pad_nd(backend: Any, x: Shares, pad: Sequence[int], value: float = 0) -> Shares:
+    """Pad with a public constant."""
+    data = torch.nn.functional.pad(x.data, list(pad))
+    if value:
+        inner = torch.nn.functional.pad(torch.zeros(x.shape, dtype=torch.bool), list(pad), value=True)
+        data[0] += inner * backend.encode(torch.tensor(float(value)), x.frac)
+    return x.like(data)
+
+
+def _a(op: str, run: Callable[..., Any], *kinds: str) -> list[Kernel]:
+    return [Kernel(op, kind, run) for kind in (kinds or ("A",))]
+
+
+_aten = torch.ops.aten
+
+KERNELS = [
+    *_a("detach", lambda backend, x: x),
+    *_a("view", view),
+    *_a("t", t),
+    *_a("transpose", transpose),
+    *_a("permute", permute),
+    *_a("unsqueeze", unsqueeze),
+    *_a("squeeze", squeeze),
+    *_a("expand", expand),
+    *_a("select", select),
+    *_a("slice", slice_),
+    *_a("split", split),
+    *_a("unbind", unbind),
+    *_a("clone", clone),
+    *_a("to_copy", to_copy),
+    *_a("cat", cat, "A", "AP"),
+    *_a("stack", stack, "A", "AP"),
+    *_a("repeat", per_party(_aten.repeat.default)),
+    *_a("flip", per_party(lambda row, dims: _aten.flip.default(row, dims))),
+    *_a("roll", per_party(_aten.roll.default)),
+    *_a("index", per_party(_aten.index.Tensor), "AP"),
+    *_a("index_select", per_party(_aten.index_select.default), "AP"),
+    *_a("gather", per_party(_aten.gather.default), "AP"),
+    *_a("tril", per_party(_aten.tril.default)),
+    *_a("triu", per_party(_aten.triu.default)),
+    *_a("constant_pad_nd", constant_pad_nd),
+    *_a("masked_fill", masked_fill, "AP"),
+    *_a("where", where, "PAA", "PAP", "PPA", "PA"),
+    *_a("zeros_like", zeros_like),
+    *_a("ones_like", ones_like),
+    *_a("zero", zero),
+    *_a("copy", copy, "AA", "AP"),
+]

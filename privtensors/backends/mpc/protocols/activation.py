@@ -1,0 +1,129 @@
+"""Activations: a Fourier series inside a window, an exact line or constant outside it, chosen by shared comparison bits.
+
+So every activation is accurate for all values in ±8192 and saturates the way the function itself does.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from privtensors.backends.mpc.fits import fit
+from privtensors.backends.mpc.protocols.arithmetic import lift
+from privtensors.backends.mpc.protocols.compare import at_least, select
+from privtensors.backends.mpc.protocols.fourier import Plan, bulk, widen
+from privtensors.backends.mpc.runtime import Protocol, Runtime, parallel
+from privtensors.backends.mpc.shares import Shares
+
+RANGE_BITS: Final = 13  # activations compare |x| < 2^13
+_CUT: Final = 2  # fractional bits of the window's comparison: its limits are decided to a quarter
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """``f(x) = series(x)`` (plus x / 2 with ``line``) inside [-window, window]; ``below`` under it; ``above``, or x, over it.
+
+    Attributes:
+        error: Largest absolute error of the evaluation, fit and rounding of the tables together.
+    """
+
+    name: str
+    window: float
+    plan: Plan
+    below: float
+    above: float
+    line: bool
+    error: float
+
+
+def _activation(
+    name: str,
+    function: Callable[[Any], Any],
+    *,
+    window: float,
+    period_log2: int,
+    harmonics: int,
+    parity: str,
+    below: float = 0.0,
+    above: float = 0.0,
+    line: bool = False,
+    error: float,
+) -> Activation:
+    reach = window + 0.3
+    series = fit(
+        function, low=-reach, high=reach, period=2.0**period_log2, harmonics=range(1, harmonics + 1), parity=parity, ridge=1e-6
+    )
+    biggest = float(np.abs(function(np.linspace(-reach, reach, 999))).max()) + 0.01
+    out_frac = math.floor(29.8 - math.log2(biggest))  # the lift needs the result below 2^30
+    return Activation(name, window, Plan(series, 20 - period_log2, 20, 15, out_frac), below, above, line, error)
+
+
+def _gelu_tanh_even(x: Any) -> Any:
+    return 0.5 * x * np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+
+
+@functools.cache
+def activation(name: str) -> Activation:
+    """The evaluation plan of ``gelu``, ``gelu_tanh``, ``silu``, ``tanh``, ``sigmoid`` or ``erf``; fitted once."""
+    if name == "gelu":
+        return _activation(name, lambda x: 0.5 * x * _erf(x / math.sqrt(2)), window=5.0, period_log2=4, harmonics=9, parity="even", line=True, error=1e-3)
+    if name == "gelu_tanh":
+        return _activation(name, _gelu_tanh_even, window=5.0, period_log2=4, harmonics=10, parity="even", line=True, error=1e-3)
+    if name == "silu":
+        return _activation(
+            name, lambda x: 0.5 * x * np.tanh(x / 2), window=12.0, period_log2=5, harmonics=16, parity="even", line=True, error=2e-3
+        )
+    if name == "tanh":
+        return _activation(name, np.tanh, window=5.5, period_log2=4, harmonics=16, parity="odd", below=-1.0, above=1.0, error=1e-3)
+    if name == "sigmoid":
+        return _activation(
+            name, lambda x: 0.5 * np.tanh(x / 2), window=10.5, period_log2=5, harmonics=16, parity="odd", below=0.0, above=1.0, error=1e-3
+        )
+    return _activation(name, _erf, window=3.5, period_log2=4, harmonics=20, parity="odd", below=-1.0, above=1.0, error=1e-3)
+
+
+def activate(rt: Runtime, x: Shares, name: str) -> Protocol[Shares]:
+    """Apply :func:`activation`; 3 rounds. Values beyond ±8192 wrap in the comparison."""
+    act = activation(name)
+    limit = round(act.window * 2**_CUT)
+    offset = 0.5 if name == "sigmoid" else 0.0
+
+    def inside() -> Protocol[Shares]:
+        value = yield from widen(rt, (yield from bulk(rt, x, act.plan)), act.plan.out_frac, rt.frac, x.dtype)
+        if offset:
+            value.data[0] += round(offset * 2**rt.frac)
+        return value
+
+    def half_line() -> Protocol[Shares | None]:
+        return (yield from lift(rt, x, rt.frac - 1)) if act.line else None
+
+    above, value, half = yield from parallel(at_least(rt, x, [-limit, limit], frac=_CUT, range_bits=RANGE_BITS), inside(), half_line())
+    whole = None
+    if half is not None:  # words at one fractional bit less read as x / 2
+        value = value.like(value.data + half.data)
+        whole = value.like(half.data << 1)
+    under = above[:, 0].clone()
+    under[0] ^= 1
+    over = above[:, 1]
+    terms: list[tuple[torch.Tensor, Shares | int]] = [(above[:, 0] ^ over, value)]
+    if act.line and whole is not None:
+        terms.append((over, whole))
+    elif act.above:
+        terms.append((over, round(act.above * 2**rt.frac)))
+    if act.below:
+        terms.append((under, round(act.below * 2**rt.frac)))
+    return (yield from select(rt, terms, value))
+
+
+@functools.cache
+def exponential_plan() -> Plan:
+    """exp(x/2) on [-24, 8] with a margin of half a unit."""
+    series = fit(lambda x: np.exp(x / 2), low=-24.6, high=8.6, period=64.0, harmonics=range(1, 25), ridge=1e-6)
+    return Plan(series, 14, 20, 15, 22)

@@ -1,0 +1,151 @@
+"""Opening under a mask, products of opened values, truncation.
+
+Products follow Beaver (1991) in the masked-wire form (each operand is opened once as value + mask and may be used in any
+number of products; Ben-Efraim, Nielsen and Omri, 2019). Truncation with an exact most significant bit uses the dealer's
+shares of mask >> s and of the mask's top bit (the wrap is their product with a public bit; Escudero et al., 2020).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from privtensors.backends.mpc.runtime import Open, Protocol, Runtime
+from privtensors.backends.mpc.shares import WORD, Shares, Wire, low_bits
+from privtensors.errors import ProtocolError
+
+
+def shrink(data: Tensor, shift: int) -> Tensor:
+    """Divide by 2^shift locally: right to one unit in the last place, in a ring that is ``shift`` bits smaller.
+
+    Two floors lose one unit on average, which party 0 adds back.
+    """
+    if shift <= 0:
+        return data << -shift if shift else data
+    out = data >> shift
+    out[0] += 1
+    return out
+
+
+def rescale(x: Shares, frac: int) -> Shares:
+    """``x`` with ``frac`` fractional bits, locally. Lowering the scale shrinks the ring; raising it restores ring bits."""
+    if frac == x.frac:
+        return x
+    return x.like(shrink(x.data, x.frac - frac), frac, min(WORD, x.ring + frac - x.frac))
+
+
+def open_wire(rt: Runtime, x: Shares, frac: int | None = None) -> Protocol[Wire]:
+    """Open ``x`` under a fresh uniform mask of its ring; 1 round, ring bits per element; free when opened before.
+
+    Args:
+        frac: Fractional bits of the opened form; lower than ``x.frac`` truncates locally and shrinks the ring.
+    """
+    frac = x.frac if frac is None else frac
+    ring = min(WORD, x.ring + frac - x.frac)
+    known = x.opened(frac, ring)
+    if known is not None:
+        return known
+    target, view = (x.origin[0], x.origin[1]) if x.origin is not None and x.origin[2] else (x, None)
+    words = rescale(target, frac).data
+    mask = rt.dealer.mask(target.shape)
+    (public,) = yield [Open(words + mask.shares, ring)]
+    wire = Wire(public, mask.shares, mask.value, frac, ring)
+    target.remember(wire)
+    return wire if view is None else wire.map(view)
+
+
+def multiply_wires(rt: Runtime, x: Wire, y: Wire) -> Shares:
+    """Elementwise product of two opened values, with broadcasting; local. The scale is the sum of both."""
+    with rt.meter.offline():
+        out = rt.dealer.share(x.mask * y.mask)
+    for row, mask_x, mask_y in zip(out, x.masks, y.masks, strict=True):
+        row.addcmul_(x.public, mask_y, value=-1)
+        row.addcmul_(mask_x, y.public, value=-1)
+    out[0].addcmul_(x.public, y.public)
+    return Shares(out, x.frac + y.frac, min(x.ring, y.ring))
+
+
+def square_wire(rt: Runtime, x: Wire) -> Shares:
+    """Elementwise square of an opened value; local."""
+    with rt.meter.offline():
+        out = rt.dealer.share(x.mask * x.mask)
+    twice = x.public << 1
+    for row, mask in zip(out, x.masks, strict=True):
+        row.addcmul_(twice, mask, value=-1)
+    out[0].addcmul_(x.public, x.public)
+    return Shares(out, 2 * x.frac, x.ring)
+
+
+def matmul_wires(rt: Runtime, x: Wire, y: Wire) -> Shares:
+    """Matrix product of two opened values, batched as torch.matmul; local. ``y`` may be a weight opened long before."""
+    with rt.meter.offline():
+        out = rt.dealer.share(torch.matmul(x.mask, y.mask))
+    known = y.reused
+    if known:  # the weight's opened form is fixed, so this half does not depend on the input
+        with rt.meter.offline():
+            for row, mask in zip(out, x.masks, strict=True):
+                row -= torch.matmul(mask, y.public)
+    for row, mask, residue in zip(out, x.masks, y.residue(), strict=True):
+        if not known:
+            row -= torch.matmul(mask, y.public)
+        row += torch.matmul(x.public, residue)
+    return Shares(out, x.frac + y.frac, min(x.ring, y.ring))
+
+
+def lift(rt: Runtime, x: Shares, frac: int) -> Protocol[Shares]:
+    """Truncate to ``frac`` fractional bits and return to the full ring, with the exact most significant bit.
+
+    Right to one unit in the last place, unbiased; never wraps while ``|value| · 2^x.frac < 2^(x.ring - 2)``.
+    1 round, ``x.ring`` bits per element.
+    """
+    shift, ring = x.frac - frac, x.ring
+    if shift < 0:
+        if ring == WORD:
+            return rescale(x, frac)
+        x, shift, ring = rescale(x, frac), 0, min(WORD, x.ring + frac - x.frac)
+    if ring == WORD and shift == 0:
+        return x
+    if x._lifted is not None and x._lifted.frac == frac:
+        return x._lifted
+    lifted = x.like((yield from lift_words(rt, x.data, ring, shift)), frac, WORD)
+    x._lifted = lifted
+    return lifted
+
+
+def lift_words(rt: Runtime, data: Tensor, ring: int, shift: int) -> Protocol[Tensor]:
+    """The words behind :func:`lift`; ``data`` may be int32 when ``ring`` is at most 32."""
+    shape = tuple(data.shape[1:])
+    mask = rt.dealer.mask(shape, data.dtype)
+    with rt.meter.offline():
+        full = mask.value.to(torch.int64)
+        top_bit = (full >> (ring - 1)) & 1
+        kept = low_bits(full, ring) >> shift if ring < WORD else low_bits(full >> shift, WORD - shift)
+        minus_kept = rt.dealer.share(kept.neg_())
+        wrap = rt.dealer.share(top_bit, WORD - (ring - shift))
+        wrap <<= ring - shift
+    words = data + mask.shares
+    words[0] += 1 << (ring - 2)
+    (opened,) = yield [Open(words, ring)]
+    c = opened.to(torch.int64)
+    no_top = 1 - ((c >> (ring - 1)) & 1)
+    public = low_bits(c, ring) >> shift if ring < WORD else low_bits(c >> shift, WORD - shift)
+    public -= 1 << (ring - 2 - shift)
+    wrap *= no_top
+    wrap += minus_kept
+    wrap[0] += public
+    return wrap
+
+
+def normal(rt: Runtime, x: Shares) -> Protocol[Shares]:
+    """``x`` at the backend's fractional bits in the full ring; at most 1 round."""
+    return (yield from lift(rt, x, rt.frac))
+
+
+def with_headroom(rt: Runtime, x: Shares, extra: int) -> Protocol[Shares]:
+    """``x`` such that ``extra`` more fractional bits leave the backend's headroom; lifted only when needed."""
+    if x.headroom - extra >= rt.headroom:
+        return x
+    lifted = yield from normal(rt, x)
+    if lifted.headroom - extra < rt.headroom:
+        raise ProtocolError(f"{extra} more fractional bits leave {lifted.headroom - extra} integer bits", where="mpc bookkeeping")
+    return lifted

@@ -1,0 +1,230 @@
+"""Comparison with public thresholds, selection by shared bits, clamping.
+
+x is opened under a mask m on a reduced window of its ring; x ≥ t then asks whether public bits lie below shared ones.
+The dealer shares each 5-bit digit of m as a thermometer word, so "less" and "equal" per digit are one local shift, and
+one round of AND (two for wide windows) combines the digits. (Reduced-ring comparison: Escudero et al., 2020; digit
+tables as in Rathee et al., CrypTFlow2, 2020, with a dealer in place of oblivious transfer.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from privtensors.backends.mpc.protocols.arithmetic import shrink
+from privtensors.backends.mpc.runtime import Open, Protocol, Runtime
+from privtensors.backends.mpc.shares import WORD, Shares
+from privtensors.errors import ProtocolError
+
+DIGIT: Final = 5  # a thermometer of a 5-bit digit fills an int32 word
+
+
+def at_least(
+    rt: Runtime, x: Shares, thresholds: Sequence[int], *, frac: int, range_bits: int, group: int = 3
+) -> Protocol[Tensor]:
+    """Boolean shares of ``x ≥ t`` for public thresholds.
+
+    Args:
+        x: Values with ``|x| < 2^range_bits``; larger ones wrap, so callers choose the range with care.
+        thresholds: In units of ``2^-frac``.
+        frac: Fractional bits looked at: the answer is exact except within one such unit of the threshold.
+        range_bits: Integer bits of the window.
+        group: Digits combined per AND round.
+
+    Returns:
+        int8 tensor ``(parties, len(thresholds), *shape)`` of XOR-shared bits. 2 rounds for up to ``group`` digits, 3 for
+        up to ``group²``.
+    """
+    low = frac + range_bits
+    width, shift = low + 1, x.frac - frac
+    if x.ring - max(shift, 0) < width:
+        raise ProtocolError(f"comparison of {width} bits in a ring of {x.ring - shift}", where="mpc bookkeeping")
+    words = shrink(x.data, shift)
+    narrow = torch.int32 if width <= 32 else torch.int64
+    mask = rt.dealer.mask(x.shape, narrow)
+    digits = [(start, min(DIGIT, low - start)) for start in range(0, low, DIGIT)]
+    with rt.meter.offline():
+        below_digit = []
+        for start, size in digits:
+            digit = ((mask.value >> start) & ((1 << size) - 1)).to(torch.int32)
+            below_digit.append(rt.dealer.xor_share((torch.ones((), dtype=torch.int32) << digit) - 1))
+        top = rt.dealer.xor_share(((mask.value >> low) & 1).to(torch.int8), 1)
+    (opened,) = yield [Open(words.to(narrow) + mask.shares, width)]
+    less, equal = [], []
+    shape = (len(thresholds), *x.shape)
+    offsets = torch.tensor(thresholds, dtype=narrow).view(-1, *[1] * len(x.shape))
+    c = opened.unsqueeze(0) - offsets
+    for (start, size), table in zip(digits, below_digit, strict=True):
+        a = ((c >> start) & ((1 << size) - 1)).to(torch.int32)
+        table = table.unsqueeze(1)
+        lt = ((table >> a) & 1).to(torch.int8)
+        table = table << 1
+        table[0] ^= 1  # [-1 < digit] is true
+        less.append(lt)
+        equal.append(((table >> a) & 1).to(torch.int8) ^ lt)
+    borrow = yield from _first_difference(rt, less, equal, group)
+    sign = borrow.view(len(mask.shares), *shape) ^ top.unsqueeze(1)
+    sign[0] ^= ((c >> low) & 1).to(torch.int8) ^ 1
+    return sign
+
+
+def _first_difference(rt: Runtime, less: list[Tensor], equal: list[Tensor], group: int) -> Protocol[Tensor]:
+    """Shares of ``less`` at the highest digit that is not ``equal``; digits are given lowest first."""
+    while len(less) > 1:
+        jobs, firsts = [], []
+        for start in range(0, len(less), group):
+            lt, eq = less[start : start + group], equal[start : start + group]
+            firsts.append(lt[-1])
+            jobs.append((lt, eq, start > 0))  # the lowest group's own equality is never needed
+        results = yield from _chains(rt, jobs)
+        less = [first ^ chain for first, (chain, _) in zip(firsts, results, strict=True)]
+        equal = [all_equal for _, all_equal in results]
+    return less[0]
+
+
+def _chains(rt: Runtime, jobs: list[tuple[list[Tensor], list[Tensor], bool]]) -> Protocol[list[tuple[Tensor, Tensor]]]:
+    """Per job: ⊕_i lt_i · Π_{j>i} eq_j over all but the highest digit, and Π eq_j if asked for; 1 round for all jobs."""
+    inputs: list[Tensor] = []
+    plans: list[tuple[list[tuple[int, ...]], tuple[int, ...]]] = []
+    for lt, eq, wants_equal in jobs:
+        base, n = len(inputs), len(lt)
+        inputs += [*eq[1:], *lt[:-1]]  # eq_1..eq_{n-1}, lt_0..lt_{n-2}
+        eq_at = {j: base + j - 1 for j in range(1, n)}
+        terms = [tuple(sorted((*(eq_at[j] for j in range(i + 1, n)), base + n - 1 + i))) for i in range(n - 1)]
+        whole: tuple[int, ...] = ()
+        if wants_equal and n > 1:
+            whole = tuple(sorted((*eq_at.values(), len(inputs))))
+            inputs.append(eq[0])
+        plans.append((terms, whole))
+    products = sorted({t for terms, whole in plans for t in (*terms, whole) if len(t) > 1})
+    values = dict(zip(products, (yield from and_products(rt, inputs, products)), strict=True))
+    zero = torch.zeros_like(inputs[0])
+    out = []
+    for (terms, whole), (_, eq, _wants) in zip(plans, jobs, strict=True):
+        chain = zero
+        for term in terms:
+            chain = chain ^ values[term]
+        out.append((chain, values[whole] if len(whole) > 1 else eq[0]))
+    return out
+
+
+def and_products(rt: Runtime, inputs: list[Tensor], products: list[tuple[int, ...]]) -> Protocol[list[Tensor]]:
+    """AND of subsets of XOR-shared words in one round: each input is opened under one mask, the dealer shares the
+    products of the masks (multi-input Beaver, Ohata and Nuida, 2020).
+
+    Args:
+        inputs: Tensors ``(parties, *shape)`` of one integer dtype; int8 inputs hold single bits.
+        products: Index sets, each of two or more inputs.
+    """
+    if not inputs:
+        return []
+    bits = 1 if inputs[0].dtype == torch.int8 else {torch.int32: 32, torch.int64: 64}[inputs[0].dtype]
+    shape = tuple(inputs[0].shape[1:])
+    masks = [rt.dealer.xor_mask(shape, inputs[0].dtype) for _ in inputs]
+    with rt.meter.offline():
+        if bits == 1:
+            for mask in masks:
+                mask.shares.bitwise_and_(1)
+                mask.value.bitwise_and_(1)
+        subsets = sorted({s for p in products for s in _subsets(p)}, key=len)
+        plain: dict[tuple[int, ...], Tensor] = {}
+        shared: dict[tuple[int, ...], Tensor] = {}
+        for s in subsets:
+            plain[s] = masks[s[0]].value if len(s) == 1 else plain[s[:-1]] & masks[s[-1]].value
+            shared[s] = masks[s[0]].shares if len(s) == 1 else rt.dealer.xor_share(plain[s], bits)
+            if bits == 1 and len(s) > 1:
+                shared[s].bitwise_and_(1)
+    opened = yield [Open(x ^ mask.shares, bits, xor=True) for x, mask in zip(inputs, masks, strict=True)]
+    known: dict[tuple[int, ...], Tensor] = {}
+
+    def public(s: tuple[int, ...]) -> Tensor:
+        if s not in known:
+            known[s] = opened[s[0]] if len(s) == 1 else public(s[:-1]) & opened[s[-1]]
+        return known[s]
+
+    out = []
+    for p in products:
+        total = shared[p].clone()
+        for s in _subsets(p):
+            if len(s) < len(p):
+                total ^= shared[s] & public(tuple(i for i in p if i not in s))
+        total[0] ^= public(p)
+        out.append(total)
+    return out
+
+
+def _subsets(items: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Every non-empty sub-tuple of ``items``."""
+    return [tuple(x for k, x in enumerate(items) if choice >> k & 1) for choice in range(1, 1 << len(items))]
+
+
+def select(rt: Runtime, terms: Sequence[tuple[Tensor, Shares | int]], like: Shares) -> Protocol[Shares]:
+    """``Σ bit · value`` for XOR-shared bits and values that are shared or public integers (in units of the result's scale).
+
+    Bit conversion by a shared random bit (daBit: Rotaru and Wood, 2019) and the products take the same single round.
+
+    Args:
+        terms: int8 bits ``(parties, *shape)``, each with its value. All shared values have one scale.
+        like: Gives scale, ring and dtype of the result when every value is public.
+    """
+    shape = tuple(terms[0][0].shape[1:])
+    prepared = []
+    messages: list[Open] = []
+    for bit, value in terms:
+        flip = rt.dealer.xor_mask(shape, torch.int8)
+        with rt.meter.offline():
+            flip.shares.bitwise_and_(1)
+            plain = (flip.value & 1).to(torch.int64)
+            arithmetic = rt.dealer.share(plain)
+        messages.append(Open(bit ^ flip.shares, 1, xor=True))
+        if isinstance(value, Shares):
+            mask = rt.dealer.mask(value.shape)
+            with rt.meter.offline():
+                masked = rt.dealer.share(plain * mask.value)
+            messages.append(Open(value.data + mask.shares, value.ring))
+            prepared.append((arithmetic, mask, masked, value))
+        else:
+            prepared.append((arithmetic, None, None, value))
+    opened = iter((yield messages))
+    total: Tensor | None = None
+    frac, ring = like.frac, WORD
+    for arithmetic, mask, masked, value in prepared:
+        flipped = next(opened).to(torch.int64) & 1
+        sign = 1 - 2 * flipped
+        arithmetic *= sign
+        arithmetic[0] += flipped
+        if mask is not None and masked is not None and isinstance(value, Shares):
+            arithmetic *= next(opened)
+            masked *= sign
+            arithmetic -= masked
+            arithmetic -= mask.shares * flipped
+            frac, ring = value.frac, min(ring, value.ring)
+        elif isinstance(value, int) and value != 1:
+            arithmetic *= value
+        total = arithmetic if total is None else total.add_(arithmetic)
+    assert total is not None
+    return Shares(total, frac, ring, like.dtype)
+
+
+def clamp(
+    rt: Runtime, x: Shares, low: int | None, high: int | None, *, frac: int, range_bits: int
+) -> Protocol[Shares]:
+    """``x`` limited to [low, high], both in units of ``2^-frac``; scale and ring stay. Within one unit of a limit either
+    side may be returned."""
+    limits = [t for t in (low, high) if t is not None]
+    above = yield from at_least(rt, x, limits, frac=frac, range_bits=range_bits)
+    scale = x.frac - frac
+    first, last = above[:, 0], above[:, -1]
+    if low is None or high is None:
+        keep = first.clone()
+        if low is None:
+            keep[0] ^= 1
+        outside = keep.clone()
+        outside[0] ^= 1
+        return (yield from select(rt, [(keep, x), (outside, limits[0] << scale)], x))
+    under = first.clone()
+    under[0] ^= 1
+    return (yield from select(rt, [(first ^ last, x), (last, high << scale), (under, low << scale)], x))

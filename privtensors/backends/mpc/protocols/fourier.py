@@ -1,0 +1,166 @@
+"""Smooth functions with one opening: a Fourier series of the value, evaluated against the dealer's shares of cos and sin.
+
+x is reduced modulo the period locally (exact: the period is a power of two in the ring) and opened under a mask δ that is
+uniform modulo the period, a true one-time pad. cos k(x+δ-δ) then expands into public cos/sin of k(x+δ) times shared
+cos/sin of kδ. (Idea: SecFormer, Luo et al., 2024 and SHAFT, Kei and Chow, 2025; there the mask is not uniform in the ring
+that is opened, here it is.)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from privtensors.backends.mpc.fits import Series
+from privtensors.backends.mpc.protocols.arithmetic import lift_words, shrink
+from privtensors.backends.mpc.runtime import Open, Protocol, Runtime
+from privtensors.backends.mpc.shares import WORD, Shares
+from privtensors.errors import ProtocolError
+
+_BLOCK: Final = 1 << 14  # elements per pass: the recurrences of a block stay in cache
+_TABLE: Final = 26  # fractional bits of the dealer's cos and sin in :func:`pieces`
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a series is evaluated on shares.
+
+    Attributes:
+        series: The fit; its period must be a power of two times ``2^-frac`` units.
+        frac: Fractional bits of the argument that is opened; ``period_bits - frac`` integer bits.
+        period_bits: log2 of the period in those units.
+        table_bits: Fractional bits of the dealer's cos and sin.
+        out_frac: Fractional bits of the result, before any truncation.
+        unit: The series' argument is ``unit`` times the shared value.
+    """
+
+    series: Series
+    frac: int
+    period_bits: int
+    table_bits: int
+    out_frac: int
+    unit: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not math.isclose(self.series.period / self.unit * 2.0**self.frac, 2.0**self.period_bits):
+            raise ProtocolError(f"period {self.series.period} is not {self.unit} · 2^{self.period_bits - self.frac}", where="Fourier plan")
+
+    @property
+    def parity(self) -> str:
+        """``even``, ``odd`` or ``none``: which half of the products is needed."""
+        if not any(self.series.sine):
+            return "even"
+        return "none" if any(self.series.cosine) else "odd"
+
+
+def _turn(a: Tensor, b: Tensor, cos: Tensor, sin: Tensor, spare_a: Tensor, spare_b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One step of cos, sin of kθ → (k+1)θ; returns the new pair and the two freed buffers."""
+    torch.mul(a, cos, out=spare_a)
+    spare_a.addcmul_(b, sin, value=-1)
+    torch.mul(a, sin, out=spare_b)
+    spare_b.addcmul_(b, cos)
+    return spare_a, spare_b, a, b
+
+
+def _start(theta: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ks = plan.series.harmonics
+    step = ks[1] - ks[0] if len(ks) > 1 else 1
+    return (theta * step).cos_(), (theta * step).sin_(), (theta * ks[0]).cos_().mul_(scale), (theta * ks[0]).sin_().mul_(scale)
+
+
+def bulk(rt: Runtime, x: Shares, plan: Plan) -> Protocol[Tensor]:
+    """The series on every element, in a 32-bit ring: for large tensors. 1 round, ``period_bits`` per element.
+
+    Returns:
+        int32 words ``(parties, *shape)`` with ``plan.out_frac`` fractional bits; the result must be below
+        ``2^(30 - out_frac)``.
+    """
+    shape, count = x.shape, math.prod(x.shape)
+    words = shrink(x.data, x.frac - plan.frac).to(torch.int32)
+    if x.ring - max(x.frac - plan.frac, 0) < plan.period_bits:
+        raise ProtocolError(f"period of {plan.period_bits} bits in a ring of {x.ring}", where="mpc bookkeeping")
+    harmonics, angle = len(plan.series.harmonics), 2 * math.pi / (1 << plan.period_bits)
+    low = (1 << plan.period_bits) - 1
+    mask = rt.dealer.mask(shape, torch.int32)
+    with rt.meter.offline():
+        tables = rt.dealer.correction((2 * harmonics, count), torch.int32)
+        delta = (mask.value & low).view(-1)
+        for i in range(0, count, _BLOCK):
+            block = slice(i, min(count, i + _BLOCK))
+            cos, sin, a, b = _start(delta[block].to(torch.float32) * angle, plan, 2.0**plan.table_bits)
+            free_a, free_b = torch.empty_like(a), torch.empty_like(a)
+            for j in range(harmonics):
+                torch.round(a, out=free_a)
+                torch.round(b, out=free_b)
+                torch.sub(free_a.to(torch.int32), tables[0, 2 * j, block], out=tables[1, 2 * j, block])
+                torch.sub(free_b.to(torch.int32), tables[0, 2 * j + 1, block], out=tables[1, 2 * j + 1, block])
+                if j + 1 < harmonics:
+                    a, b, free_a, free_b = _turn(a, b, cos, sin, free_a, free_b)
+    (opened,) = yield [Open(words + mask.shares, plan.period_bits)]
+    point = (opened & low).view(-1)
+    out = torch.empty(len(mask.shares), count, dtype=torch.int32)
+    constant = round(plan.series.constant * 2.0**plan.out_frac)
+    for i in range(0, count, _BLOCK):
+        block = slice(i, min(count, i + _BLOCK))
+        cos, sin, a, b = _start(point[block].to(torch.float32) * angle, plan, 2.0 ** (plan.out_frac - plan.table_bits))
+        free_a, free_b, term = torch.empty_like(a), torch.empty_like(a), torch.empty_like(a)
+        total = torch.zeros(len(mask.shares), len(a), dtype=torch.int32)
+        for j, (c, s) in enumerate(zip(plan.series.cosine, plan.series.sine, strict=True)):
+            # c·cos k(o-δ) + s·sin k(o-δ) = cos kδ · (c·cos ko + s·sin ko) + sin kδ · (c·sin ko - s·cos ko)
+            for at, first, second, sign in ((2 * j, a, b, 1.0), (2 * j + 1, b, a, -1.0)):
+                torch.mul(first, c, out=term) if c else torch.mul(second, sign * s, out=term)
+                if c and s:
+                    term.add_(second, alpha=sign * s)
+                total.addcmul_(tables[:, at, block], term.round_().to(torch.int32))
+            if j + 1 < harmonics:
+                a, b, free_a, free_b = _turn(a, b, cos, sin, free_a, free_b)
+        out[:, block] = total
+    out[0] += constant
+    return out.view(len(mask.shares), *shape)
+
+
+def pieces(rt: Runtime, x: Shares, series: tuple[Series, ...], period_bits: tuple[int, ...], out_frac: int) -> Protocol[Tensor]:
+    """Several series of one value, each over its own period, from one opening: for few elements (rows).
+
+    1 round, ``x.ring`` bits per element. The series share their harmonics.
+
+    Args:
+        period_bits: log2 of each period in units of x's last place.
+
+    Returns:
+        int64 words ``(parties, pieces, *shape)`` with ``out_frac`` fractional bits. Outside a piece's own interval its
+        row is noise, to be selected away.
+    """
+    if max(period_bits) > min(x.ring, 62):
+        raise ProtocolError(f"a period of {max(period_bits)} bits in a ring of {x.ring}", where="mpc bookkeeping")
+    trail = [1] * len(x.shape)
+    k = torch.tensor(series[0].harmonics, dtype=torch.float64).view(1, -1, *trail)
+    periods = torch.tensor([1 << bits for bits in period_bits], dtype=torch.int64).view(-1, *trail)
+    mask = rt.dealer.mask(x.shape)
+
+    def phases(value: Tensor) -> Tensor:
+        turns = (value.unsqueeze(0) & (periods - 1)).to(torch.float64) / periods.to(torch.float64)
+        return k * (turns * (2 * math.pi)).unsqueeze(1)
+
+    with rt.meter.offline():
+        phase = phases(mask.value)
+        tables = rt.dealer.share(torch.cat([phase.cos(), phase.sin()], 1).mul_(2.0**_TABLE).round_().to(torch.int64))
+    (opened,) = yield [Open(x.data + mask.shares, x.ring)]
+    phase = phases(opened)
+    cos, sin = phase.cos(), phase.sin()
+    c = torch.tensor([p.cosine for p in series], dtype=torch.float64).view(len(series), -1, *trail)
+    s = torch.tensor([p.sine for p in series], dtype=torch.float64).view(len(series), -1, *trail)
+    weights = torch.cat([c * cos + s * sin, c * sin - s * cos], 1).mul_(2.0 ** (out_frac - _TABLE)).round_().to(torch.int64)
+    out = (tables * weights).sum(2)
+    constant = torch.tensor([p.constant for p in series], dtype=torch.float64) * 2.0**out_frac
+    out[0] += constant.round().to(torch.int64).view(-1, *trail)
+    return out
+
+
+def widen(rt: Runtime, words: Tensor, out_frac: int, frac: int, dtype: torch.dtype) -> Protocol[Shares]:
+    """32-bit words with ``out_frac`` fractional bits, lifted to the full ring at ``frac``; 1 round, 4 bytes per element."""
+    return Shares((yield from lift_words(rt, words, 32, out_frac - frac)), frac, WORD, dtype)

@@ -1,0 +1,105 @@
+"""Reciprocal and inverse square root over many octaves, and layer normalisation.
+
+A power law is fitted once on one interval [1, 4] and moved to every other by exact scaling; all intervals are evaluated
+from one opening and the right one is selected by shared comparison bits, so small and large values have the same relative
+error. Values outside all intervals saturate.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+
+from privtensors.backends.mpc.fits import Series, fit
+from privtensors.backends.mpc.protocols.arithmetic import lift, multiply_wires, normal, open_wire, square_wire
+from privtensors.backends.mpc.protocols.compare import at_least, select
+from privtensors.backends.mpc.protocols.fourier import pieces
+from privtensors.backends.mpc.runtime import Protocol, Runtime, parallel
+from privtensors.backends.mpc.shares import WORD, Shares, Wire
+
+_GUARD = 4  # an interval's limits are decided to 1/16 of its lower end
+
+
+@functools.cache
+def _unit_fit(exponent: float) -> Series:
+    return fit(
+        lambda x: x**exponent, low=0.9, high=4.5, period=8.0, harmonics=range(1, 11), ridge=1e-9, weight=lambda x: x**-exponent
+    )
+
+
+def power(rt: Runtime, x: Shares, exponent: float, *, low: int, octaves: int) -> Protocol[Shares]:
+    """``x ** exponent`` for positive x in [2^low, 2^(low + octaves)], saturating outside; relative error about 1e-6.
+
+    3 rounds. The result has as many fractional bits as the largest value allows, in the full ring.
+
+    Args:
+        exponent: -1 or -0.5 (any negative power).
+        low: log2 of the smallest value told apart.
+        octaves: Even number of octaves covered.
+    """
+    count = octaves // 2
+    unit = _unit_fit(exponent)
+    # Chosen so that the largest result, at the bottom, keeps two bits of headroom.
+    out_frac = 60 - math.ceil(low * exponent)
+    scales = [2.0 ** (exponent * (low + 2 * j)) for j in range(count)]
+    series = tuple(
+        Series(
+            unit.constant * s, tuple(c * s for c in unit.cosine), tuple(c * s for c in unit.sine), unit.harmonics, 8.0, 0.9, 4.5, unit.error, unit.relative
+        )
+        for s in scales
+    )
+    period_bits = tuple(3 + low + 2 * j + x.frac for j in range(count))
+    frac = _GUARD - low
+    thresholds = [1 << (2 * j + _GUARD) for j in range(count + 1)]
+    values, above = yield from parallel(
+        pieces(rt, x, series, period_bits, out_frac),
+        at_least(rt, x, thresholds, frac=frac, range_bits=min(x.ring - x.frac - 2, low + octaves + 6)),
+    )
+    under = above[:, 0].clone()
+    under[0] ^= 1
+    terms: list[tuple[torch.Tensor, Shares | int]] = [(under, round(scales[0] * 2.0**out_frac))]
+    for j in range(count):
+        terms.append((above[:, j] ^ above[:, j + 1], Shares(values[:, j].contiguous(), out_frac, WORD, x.dtype)))
+    terms.append((above[:, count], round(2.0 ** (exponent * (low + octaves) + out_frac))))
+    return (yield from select(rt, terms, Shares(values[:, 0], out_frac, WORD, x.dtype)))
+
+
+def layer_norm(rt: Runtime, x: Shares, gain: Shares | None, eps: float) -> Protocol[tuple[Shares, Shares]]:
+    """``(x - mean) / sqrt(var + eps) · gain`` over the last axis; the bias is the caller's.
+
+    Accurate for variances in [2^-14, 2^14]; smaller and larger ones saturate.
+
+    Returns:
+        The normalised value at the backend's fractional bits in the full ring, and 1 / (n · sqrt(var + eps)) per row.
+    """
+    n = x.shape[-1]
+    bits = math.ceil(math.log2(n))
+    frac = min(18, (62 - 15 - 2 * bits) // 2)
+    y = yield from lift(rt, x, frac)
+    wire = yield from open_wire(rt, y)
+    centred = wire.map(lambda t, lead: t * n - t.sum(-1, keepdim=True))
+    total = Wire(wire.public.sum(-1), wire.masks.sum(-1), wire.mask.sum(-1), frac, WORD)
+    # n² · var = n · Σ y² - (Σ y)²
+    spread = square_wire(rt, wire).data.sum(-1) * n - square_wire(rt, total).data
+    spread[0] += round(eps * n * n * 2.0 ** (2 * frac))
+
+    def inverse_deviation() -> Protocol[tuple[Shares, Wire]]:
+        root = yield from power(rt, Shares(spread, 2 * frac, WORD, x.dtype), -0.5, low=2 * bits - 16, octaves=30)
+        scale = yield from lift(rt, root, 38)
+        column = scale.like(scale.data.unsqueeze(-1))
+        return scale, (yield from open_wire(rt, column))
+
+    def weighted() -> Protocol[Wire]:
+        if gain is None:
+            return centred
+        weight = yield from normal(rt, gain)
+        weight_wire = yield from open_wire(rt, weight)
+        product = multiply_wires(rt, centred, weight_wire)
+        narrowed = yield from lift(rt, product, 14)
+        return (yield from open_wire(rt, narrowed))
+
+    (scale, scale_wire), numerator = yield from parallel(inverse_deviation(), weighted())
+    # 14 (or 18 without gain) + 38 fractional bits leave 2^8 for |normalised · gain|.
+    return (yield from lift(rt, multiply_wires(rt, numerator, scale_wire), rt.frac)), scale

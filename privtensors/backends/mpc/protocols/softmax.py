@@ -1,0 +1,180 @@
+"""Softmax and attention on shares.
+
+A row's scores are centred on their mean, clamped, and their maximum found to within two units: 6-bit indices become
+one-hot words by rotating the dealer's one-hot of the mask, prefix-XOR makes them unary, an OR tree takes the maximum.
+exp of what is left comes from one Fourier opening and one squaring. Rows are normalised after the product with V.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from privtensors.backends.mpc.fits import fit
+from privtensors.backends.mpc.protocols.arithmetic import lift, matmul_wires, multiply_wires, open_wire, rescale, shrink, square_wire
+from privtensors.backends.mpc.protocols.compare import and_products, clamp
+from privtensors.backends.mpc.protocols.fourier import Plan, bulk, widen
+from privtensors.backends.mpc.protocols.normalise import power
+from privtensors.backends.mpc.runtime import Open, Protocol, Runtime, parallel
+from privtensors.backends.mpc.shares import WORD, Shares, Wire
+
+LOW: Final = -20.0  # scores this far below their row's mean weigh less than 3e-9
+HIGH: Final = 44.0  # scores further above it are treated as equal
+_OFFSET: Final = 20  # index of a score at the row's mean
+_SCORE: Final = 13  # fractional bits of opened queries and keys
+_EXP: Final = 12  # fractional bits of opened exponentials
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Public facts of ``softmax(scale · s)``: the cell of the coarse maximum and the plan of exp(scale · s / 2)."""
+
+    factor: float
+    cell_bits: int  # the coarse maximum counts in units of 2^cell_bits of s, between 1.1 and 2.2 of scale · s
+    plan: Plan
+
+
+@functools.cache
+def scale_of(factor: float) -> Scale:
+    """Fit exp for one softmax scale; 20 harmonics, largest error below 1e-3."""
+    cell_bits = math.ceil(math.log2(1.1 / factor))
+    cell = factor * 2.0**cell_bits
+    low, high = LOW - HIGH - 3 * cell, cell + 0.3
+    period_log2 = math.ceil(math.log2((high - low) * 1.12 / factor))
+    period = factor * 2.0**period_log2
+    count = 20 if period < 128 else 26
+    series = fit(lambda x: np.exp(x / 2), low=low, high=high, period=period, harmonics=range(1, count + 1), ridge=2e-5)
+    frac = 20 - period_log2
+    # The argument is s itself, so the period in its units is a power of two whatever the scale.
+    return Scale(factor, cell_bits, Plan(series, frac, 20, 15, 27, unit=factor))
+
+
+def softmax_parts(rt: Runtime, s: Shares, keep: Tensor | None, factor: float) -> Protocol[tuple[Shares, Shares]]:
+    """Unnormalised weights ``e ∝ exp(factor · s)`` of each row and their sum.
+
+    Args:
+        s: Scores, rows along the last axis; ``|factor · s|`` may be anything the bookkeeping allows.
+        keep: Public bool, broadcastable to the scores' shape: False entries get weight zero.
+
+    Returns:
+        ``e`` and the row sums, 12 fractional bits, ring 52. Sums lie between 0.1 and 10 times the row length.
+    """
+    scale = scale_of(factor)
+    n = s.shape[-1]
+    t = yield from _centred(rt, s, keep)
+    cut_frac = 1 - scale.cell_bits  # half a cell
+    cut = 2.0**cut_frac / factor
+    t = yield from clamp(rt, t, round(LOW * cut), round(HIGH * cut), frac=cut_frac, range_bits=min(t.ring - t.frac - 2, 20 - cut_frac))
+    if keep is not None:
+        t = t.like(t.data * keep)
+        t.data[0] += (~keep).to(torch.int64) * (round(LOW * cut) << (t.frac - cut_frac))
+    top = yield from _coarse_max(rt, t, scale.cell_bits)
+    x = t.like(t.data - (top << (t.frac + scale.cell_bits)).unsqueeze(-1), ring=min(t.ring, 16 + t.frac + scale.cell_bits))
+    root = yield from widen(rt, (yield from bulk(rt, x, scale.plan)), scale.plan.out_frac, _EXP, s.dtype)
+    e = rescale(square_wire(rt, (yield from open_wire(rt, root))), _EXP)
+    if keep is not None:
+        e = e.like(e.data * keep)
+    return e, e.like(e.data.sum(-1))
+
+
+def _centred(rt: Runtime, s: Shares, keep: Tensor | None) -> Protocol[Shares]:
+    """Scores minus (nearly) their row's mean over kept entries; any public multiple of the row would do for softmax."""
+    n = s.shape[-1]
+    data = s.data if keep is None else s.data * keep
+    valid = torch.full((1,), n) if keep is None else keep.expand(s.shape).sum(-1).clamp(min=1)
+    # Row sums are few: lifting them costs a round but no ring bits of the scores.
+    total = yield from lift(rt, s.like(data.sum(-1)), 8)
+    mean = total.data * (2.0**20 / valid.to(torch.float64)).round().to(torch.int64)
+    mean = shrink(mean, 28 - s.frac) if s.frac < 28 else mean << (s.frac - 28)
+    centred = data - mean.unsqueeze(-1)
+    return s.like(centred if keep is None else centred * keep, ring=min(s.ring, WORD - max(28 - s.frac, 0)))
+
+
+def _coarse_max(rt: Runtime, t: Shares, cell_bits: int) -> Protocol[Tensor]:
+    """Row maximum of clamped scores in cells of ``2^cell_bits``, to within one cell: int64 shares modulo 2^16."""
+    index = shrink(t.data, t.frac + cell_bits).to(torch.int16)
+    index[0] += _OFFSET
+    mask = rt.dealer.mask(t.shape, torch.int16)
+    with rt.meter.offline():
+        word = rt.dealer.xor_share(torch.ones((), dtype=torch.int64) << ((-mask.value) & 63).to(torch.int64))
+    (opened,) = yield [Open(index + mask.shares, 6)]
+    turn = (opened & 63).to(torch.int64)
+    # Rotate one-hot(-mask) left by index + mask, then fill downwards: bits 0..index are one.
+    word = (word << turn) | (((word >> 1) & ((1 << 63) - 1)) >> (63 - turn))
+    for step in (1, 2, 4, 8, 16, 32):
+        word ^= (word >> step) & ((1 << (64 - step)) - 1)
+    word[0] ^= -1  # OR by De Morgan
+    while word.shape[-1] > 1:
+        width = min(4, word.shape[-1])
+        if pad := -word.shape[-1] % width:
+            ones = torch.zeros(*word.shape[:-1], pad, dtype=torch.int64)
+            ones[0] = -1
+            word = torch.cat([word, ones], -1)
+        groups = word.unflatten(-1, (-1, width))
+        (word,) = yield from and_products(rt, [groups[..., i].contiguous() for i in range(width)], [tuple(range(width))])
+    word = word[..., 0]
+    word[0] ^= -1
+    # Population count of the unary word, on arithmetic shares.
+    flip = rt.dealer.xor_mask(tuple(word.shape[1:]))
+    places = torch.arange(64)
+    with rt.meter.offline():
+        bits = rt.dealer.share(((flip.value.unsqueeze(-1) >> places) & 1).to(torch.int16))
+    (opened,) = yield [Open(word ^ flip.shares, 64, xor=True)]
+    public = ((opened.unsqueeze(-1) >> places) & 1).to(torch.int16)
+    count = ((1 - 2 * public) * bits).sum(-1)
+    count[0] += public.sum(-1) - 1 - _OFFSET
+    return count.to(torch.int64)
+
+
+def row_reciprocal(rt: Runtime, total: Shares, n: int, frac: int) -> Protocol[Shares]:
+    """1 / (row sum) at ``frac`` fractional bits in the full ring, for sums of ``n`` weights."""
+    octaves = 6 + math.ceil(math.log2(n + 1)) + 4
+    inverse = yield from power(rt, total, -1.0, low=-6, octaves=octaves + octaves % 2)
+    return (yield from lift(rt, inverse, frac))
+
+
+def softmax(rt: Runtime, s: Shares, keep: Tensor | None, factor: float = 1.0) -> Protocol[Shares]:
+    """Softmax along the last axis at the backend's fractional bits."""
+    e, total = yield from softmax_parts(rt, s, keep, factor)
+    inverse, weights = yield from parallel(row_reciprocal(rt, total, s.shape[-1], 30), open_wire(rt, e))
+    column = yield from open_wire(rt, inverse.like(inverse.data.unsqueeze(-1)))
+    return (yield from lift(rt, multiply_wires(rt, weights, column), rt.frac))
+
+
+def attention(rt: Runtime, q: Shares, k: Shares, v: Shares, keep: Tensor | None, bias: Tensor | None, factor: float) -> Protocol[Shares]:
+    """``softmax(factor · q kᵀ + bias) v`` over the last two axes, batched.
+
+    Args:
+        q, k, v: ``(…, L, d)``, ``(…, S, d)``, ``(…, S, e)``.
+        keep: Public bool mask broadcastable to ``(…, L, S)``.
+        bias: Public additive scores of the same shape, or None.
+    """
+
+    def scores() -> Protocol[tuple[Shares, Shares]]:
+        wire_q, wire_k = yield from parallel(open_wire(rt, q, min(q.frac, _SCORE)), open_wire(rt, k, min(k.frac, _SCORE)))
+        s = matmul_wires(rt, wire_q, wire_k.map(lambda t, lead: t.transpose(-1, -2)))
+        s.dtype = q.dtype
+        if bias is not None:
+            s.data[0] += (bias.to(torch.float64) * (2.0**s.frac / factor)).round().to(torch.int64)
+        return (yield from softmax_parts(rt, s, keep, factor))
+
+    def values() -> Protocol[Shares]:
+        return (yield from lift(rt, v, 14))
+
+    (e, total), lifted = yield from parallel(scores(), values())
+    wire_e, wire_v, inverse = yield from parallel(open_wire(rt, e), open_wire(rt, lifted), row_reciprocal(rt, total, k.shape[-2], 34))
+
+    def mixed() -> Protocol[Wire]:
+        out = yield from lift(rt, matmul_wires(rt, wire_e, wire_v), rt.frac)
+        return (yield from open_wire(rt, out))
+
+    wire_o, wire_r = yield from parallel(mixed(), open_wire(rt, inverse.like(inverse.data.unsqueeze(-1))))
+    out = yield from lift(rt, multiply_wires(rt, wire_o, wire_r), rt.frac)
+    out.dtype = q.dtype
+    return out

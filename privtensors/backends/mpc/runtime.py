@@ -1,0 +1,87 @@
+"""Runs protocols. A protocol is a generator: it yields the messages of one round and receives what they open to."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from privtensors.backends.mpc.dealer import Dealer
+from privtensors.core.meter import Meter
+from privtensors.transport.base import Channel, Message
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """One tensor to be opened to both parties, always masked: ``words`` are each party's shares of ``value + mask``.
+
+    Attributes:
+        words: ``(parties held here, *shape)``, any integer dtype.
+        bits: Low bits that travel.
+        xor: Boolean shares instead of additive ones.
+    """
+
+    words: Tensor
+    bits: int
+    xor: bool = False
+
+
+# One round per yield; the reply holds the opened tensors in the same order, without the party axis.
+Protocol = Generator[list[Open], list[Tensor], T]
+
+
+def parallel(*protocols: Protocol[Any]) -> Protocol[tuple[Any, ...]]:
+    """Run protocols side by side: their messages share rounds, so the whole takes as many rounds as the longest."""
+    results: list[Any] = [None] * len(protocols)
+    waiting: dict[int, list[Open]] = {}
+    for index, protocol in enumerate(protocols):
+        try:
+            waiting[index] = next(protocol)
+        except StopIteration as stop:
+            results[index] = stop.value
+    while waiting:
+        replies = yield [message for messages in waiting.values() for message in messages]
+        position, after = 0, {}
+        for index, messages in waiting.items():
+            reply = replies[position : position + len(messages)]
+            position += len(messages)
+            try:
+                after[index] = protocols[index].send(reply)
+            except StopIteration as stop:
+                results[index] = stop.value
+        waiting = after
+    return tuple(results)
+
+
+class Runtime:
+    """What a protocol run needs: the channel, the dealer's randomness, the meter and the fixed-point format.
+
+    Attributes:
+        frac: Fractional bits of a normal value.
+        headroom: Integer bits that every product keeps free for its magnitude: ``62 - 2 · frac``.
+    """
+
+    def __init__(self, channel: Channel, dealer: Dealer, meter: Meter, frac: int) -> None:
+        self.channel, self.dealer, self.meter, self.frac = channel, dealer, meter, frac
+        self.headroom = 62 - 2 * frac
+
+    def run(self, protocol: Protocol[T]) -> T:
+        """Drive ``protocol`` to its end, one exchange per round."""
+        try:
+            outgoing = next(protocol)
+            while True:
+                messages = [Message(o.words, o.bits) for o in outgoing]
+                received = self.channel.exchange(messages)
+                self.meter.rounds += 1
+                self.meter.bytes_sent += sum(m.size() for m in messages)
+                replies = [
+                    torch.bitwise_xor(o.words[0], other) if o.xor else o.words[0] + other for o, other in zip(outgoing, received, strict=True)
+                ]
+                outgoing = protocol.send(replies)
+        except StopIteration as stop:
+            return cast(T, stop.value)

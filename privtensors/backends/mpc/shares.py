@@ -1,0 +1,132 @@
+"""What the mpc backend holds: additive shares with their scale and ring, and the masked form opened for products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from privtensors.errors import ProtocolError
+
+WORD: Final = 64
+
+# Maps a tensor's trailing dimensions; ``lead`` is the number of leading axes it must leave alone (0 or 1).
+ViewMap = Callable[[Tensor, int], Tensor]
+
+
+class Wire:
+    """A value opened once as ``public = value + mask`` in Z_2^ring, reusable in any number of products.
+
+    Attributes:
+        public: int64, shape of the value; the same at both parties. Bits at and above ``ring`` are junk.
+        masks: int64, ``(parties, *shape)``: additive shares of the mask.
+        mask: int64, shape of the value: the dealer's view of the mask.
+        frac: Fractional bits.
+        ring: Valid low bits.
+        reused: True once it was found again by a later call: a weight.
+    """
+
+    __slots__ = ("_residue", "base", "frac", "mask", "masks", "public", "reused", "ring", "view")
+
+    def __init__(
+        self, public: Tensor, masks: Tensor, mask: Tensor, frac: int, ring: int, base: Wire | None = None, view: ViewMap | None = None
+    ) -> None:
+        self.public, self.masks, self.mask, self.frac, self.ring = public, masks, mask, frac, ring
+        self.base, self.view = base, view
+        self.reused = base.reused if base is not None else False
+        self._residue: Tensor | None = None
+
+    def map(self, view: ViewMap) -> Wire:
+        """The wire of a reshaped or sliced value."""
+        return Wire(view(self.public, 0), view(self.masks, 1), view(self.mask, 0), self.frac, self.ring, self, view)
+
+    def residue(self) -> Tensor:
+        """Additive shares of the value rebuilt from the opened form, ``(parties, *shape)``; kept for reuse (weights)."""
+        if self.base is not None and self.view is not None:
+            return self.view(self.base.residue(), 1)
+        if self._residue is None:
+            self._residue = -self.masks
+            self._residue[0] += self.public
+        return self._residue
+
+    def __repr__(self) -> str:
+        return f"Wire(shape={tuple(self.public.shape)}, frac={self.frac}, ring={self.ring})"
+
+
+class Shares:
+    """Additive shares of fixed-point numbers: ``value = (sum of rows mod 2^ring, signed) / 2^frac``.
+
+    The bookkeeping is the promise ``|value| · 2^frac < 2^(ring - 2)``; each protocol states what it leaves of it.
+
+    Attributes:
+        data: int64, ``(parties held here, *shape)``; bits at and above ``ring`` are junk.
+        frac: Fractional bits.
+        ring: Low bits in which the shares add up to the value.
+        dtype: The dtype of the plain tensor this stands for.
+    """
+
+    __slots__ = ("_lifted", "_wire", "data", "dtype", "frac", "origin", "ring")
+    kind = "A"
+
+    def __init__(self, data: Tensor, frac: int, ring: int = WORD, dtype: torch.dtype = torch.float32) -> None:
+        if not 0 < ring <= WORD:
+            raise ProtocolError(f"a ring of {ring} bits ({frac} fractional)", where="mpc bookkeeping")
+        self.data, self.frac, self.ring, self.dtype = data, frac, ring, dtype
+        self.origin: tuple[Shares, ViewMap, bool] | None = None
+        self._wire: Wire | None = None
+        self._lifted: Shares | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the plain tensor."""
+        return tuple(self.data.shape[1:])
+
+    @property
+    def headroom(self) -> int:
+        """Integer bits left for the value's magnitude."""
+        return self.ring - 2 - self.frac
+
+    def __repr__(self) -> str:
+        return f"Shares(shape={self.shape}, frac={self.frac}, ring={self.ring})"
+
+    def like(self, data: Tensor, frac: int | None = None, ring: int | None = None) -> Shares:
+        """Shares of the same dtype with other words."""
+        return Shares(data, self.frac if frac is None else frac, self.ring if ring is None else ring, self.dtype)
+
+    def view(self, view: ViewMap, *, whole: bool) -> Shares:
+        """A reshaped or sliced value that shares its opened form with this one.
+
+        Args:
+            view: The map.
+            whole: True when the map keeps every element, so that opening the base costs no more than opening the view.
+        """
+        out = self.like(view(self.data, 1))
+        if self.origin is None:
+            out.origin = (self, view, whole)
+        else:
+            root, before, kept = self.origin
+            out.origin = (root, lambda t, lead: view(before(t, lead), lead), kept and whole)
+        return out
+
+    def opened(self, frac: int, ring: int) -> Wire | None:
+        """The wire if this value, or the base it is a view of, was opened with these parameters already."""
+        for wire, view in ((self._wire, None), (self.origin[0]._wire, self.origin[1]) if self.origin else (None, None)):
+            if wire is not None and wire.frac == frac and wire.ring >= ring:
+                return wire if view is None else wire.map(view)
+        return None
+
+    def remember(self, wire: Wire) -> None:
+        """Keep the opened form for later products. An in-place write replaces the whole payload and so forgets it."""
+        self._wire = wire
+
+
+def sign_extend(words: Tensor, bits: int) -> Tensor:
+    """The low ``bits`` of each int64 word, read as a signed number."""
+    return words if bits == WORD else (words << (WORD - bits)) >> (WORD - bits)
+
+
+def low_bits(words: Tensor, bits: int) -> Tensor:
+    """The low ``bits`` of each word, as a non-negative number (``bits`` < 64)."""
+    return words & ((1 << bits) - 1)

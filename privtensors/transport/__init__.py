@@ -1,0 +1,1 @@
+"""How computing parties exchange messages, and what is counted. In process now; sockets implement the same interface."""
