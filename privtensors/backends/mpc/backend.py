@@ -10,6 +10,7 @@ from torch import Tensor
 
 from privtensors.backends.mpc.dealer import Dealer
 from privtensors.backends.mpc.kernels import KERNELS
+from privtensors.backends.mpc.protocols.arithmetic import open_wire
 from privtensors.backends.mpc.runtime import Open, Protocol, Runtime
 from privtensors.backends.mpc.shares import WORD, Shares, sign_extend
 from privtensors.core.backend import Payload
@@ -42,6 +43,7 @@ class MPCBackend:
     kernels: ClassVar[KernelTable] = KERNELS
 
     def __init__(self, technique: Any, meter: Meter, *, channel: Channel | None = None, dealer: Dealer | None = None) -> None:
+        self.technique = technique
         self.meter = meter
         self.simulated = True
         self.frac: int = technique.fractional_bits
@@ -53,6 +55,17 @@ class MPCBackend:
     def run(self, protocol: Protocol[Any]) -> Any:
         """Drive a protocol over this backend's channel."""
         return self.runtime.run(protocol)
+
+    def prepare(self, payload: Payload) -> None:
+        """Open a weight under its mask ahead of use, so that a call opens only the other operand.
+
+        The opened form replaces the shares themselves (they are rebuilt from it), so it costs no memory of its own. Any
+        in-place write replaces the payload and with it the mask.
+        """
+        assert isinstance(payload, Shares)
+        wire = self.run(open_wire(self.runtime, payload))
+        wire.reused = True
+        payload.data = wire.residue()
 
     def encode(self, x: Tensor, frac: int) -> Tensor:
         """Fixed-point int64 words of a public tensor, rounded to nearest.
@@ -96,7 +109,11 @@ class MPCBackend:
 
         words = sign_extend(self.run(opening()), payload.ring)
         value = words.to(torch.float64) / 2.0**payload.frac
-        return (value > 0.5) if payload.dtype == torch.bool else (value if payload.dtype.is_floating_point else value.round()).to(payload.dtype)
+        return (
+            (value > 0.5)
+            if payload.dtype == torch.bool
+            else (value if payload.dtype.is_floating_point else value.round()).to(payload.dtype)
+        )
 
     def export(self, payload: Payload) -> Mapping[str, tuple[Mapping[str, Tensor], Mapping[str, str]]]:
         """One part per computing party, each with that party's share only."""
@@ -117,7 +134,9 @@ class MPCBackend:
         """
         names = [f"party{i}" for i in self.runtime.channel.parties]
         if sorted(parts) != sorted(names):
-            raise FileFormatError(f"parts {sorted(parts)} found, {names} needed", where="mpc", fix="load the files of every party held here")
+            raise FileFormatError(
+                f"parts {sorted(parts)} found, {names} needed", where="mpc", fix="load the files of every party held here"
+            )
         rows, texts = [], []
         for name in names:
             tensors, text = parts[name]
@@ -136,5 +155,3 @@ class MPCBackend:
         if not (0 <= frac <= 62 and 0 < ring <= WORD and dtype in _DTYPES and shape == tuple(rows[0].shape)):
             raise FileFormatError("scale, ring, dtype or shape is out of range", where="mpc", fix="save the tensor again")
         return Shares(torch.stack(rows), frac, ring, dtype)
-
-

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from privtensors.backends.mpc.randomness import Prg
 from privtensors.core.meter import Meter
+from privtensors.errors import ParameterError
 
 _BYTES: Final = {torch.int64: 8, torch.int32: 4, torch.int16: 2, torch.int8: 1}
 
@@ -35,13 +36,19 @@ class Dealer:
 
     Args:
         meter: Counts dealer bytes and offline seconds.
-        seeds: Two 32-byte seeds for tests; default fresh from the operating system.
+        seeds: The two parties' 32-byte seeds, for tests only; default fresh from the operating system.
+        input_seed: The input owner's 32-byte seed, for tests only; default fresh from the operating system.
+
+    Raises:
+        ParameterError: The two seeds are equal.
     """
 
-    def __init__(self, meter: Meter, seeds: tuple[bytes, bytes] | None = None) -> None:
+    def __init__(self, meter: Meter, seeds: tuple[bytes, bytes] | None = None, input_seed: bytes | None = None) -> None:
+        if seeds is not None and seeds[0] == seeds[1]:
+            raise ParameterError("both parties have the same seed, so their masks cancel", where="Dealer", fix="give two different seeds")
         self.meter = meter
         self._streams = (Prg(seeds[0]), Prg(seeds[1])) if seeds else (Prg(), Prg())
-        self._inputs = Prg()  # stands for the input owner's own generator
+        self._inputs = Prg(input_seed)  # stands for the input owner's own generator
 
     def __repr__(self) -> str:
         return "Dealer(seeds=hidden)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
+from typing import Protocol as Interface
 
 import torch
 from torch import Tensor
@@ -80,8 +81,22 @@ class Runtime:
                 self.meter.rounds += 1
                 self.meter.bytes_sent += sum(m.size() for m in messages)
                 replies = [
-                    torch.bitwise_xor(o.words[0], other) if o.xor else o.words[0] + other for o, other in zip(outgoing, received, strict=True)
+                    torch.bitwise_xor(own.words[0], other) if own.xor else own.words[0] + other
+                    for own, other in zip(outgoing, received, strict=True)
                 ]
                 outgoing = protocol.send(replies)
         except StopIteration as stop:
             return cast(T, stop.value)
+
+
+class Host(Interface):
+    """The part of the backend that kernels use."""
+
+    frac: int
+    runtime: Runtime
+
+    def run(self, protocol: Protocol[T]) -> T:
+        """Drive a protocol to its end."""
+
+    def encode(self, x: Tensor, frac: int) -> Tensor:
+        """Fixed-point words of a public tensor."""

@@ -35,7 +35,7 @@ class Wire:
     ) -> None:
         self.public, self.masks, self.mask, self.frac, self.ring = public, masks, mask, frac, ring
         self.base, self.view = base, view
-        self.reused = base.reused if base is not None else False
+        self.reused: bool = base.reused if base is not None else False
         self._residue: Tensor | None = None
 
     def map(self, view: ViewMap) -> Wire:
@@ -120,6 +120,12 @@ class Shares:
     def remember(self, wire: Wire) -> None:
         """Keep the opened form for later products. An in-place write replaces the whole payload and so forgets it."""
         self._wire = wire
+
+
+def broadcast_shape(*operands: object) -> tuple[int, ...]:
+    """Shape that the operands broadcast to; numbers count as 0-dimensional."""
+    shapes = [tuple(getattr(v, "shape", ())) for v in operands]
+    return tuple(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
 
 
 def sign_extend(words: Tensor, bits: int) -> Tensor:

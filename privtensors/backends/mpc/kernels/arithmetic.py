@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from privtensors.backends.mpc.kernels.shape import aligned, expand
-from privtensors.backends.mpc.protocols.arithmetic import multiply_wires, normal, open_wire, rescale, square_wire, with_headroom
+from privtensors.backends.mpc import costs
+from privtensors.backends.mpc.kernels.shape import aligned, expand, represented
+from privtensors.backends.mpc.protocols.arithmetic import multiply_wires, normal, open_wire, square_wire, with_headroom
 from privtensors.backends.mpc.protocols.normalise import power
-from privtensors.backends.mpc.runtime import Protocol, Runtime, parallel
-from privtensors.backends.mpc.shares import Shares
-from privtensors.core.kernel import Cost, Kernel
+from privtensors.backends.mpc.runtime import Host, Protocol, Runtime, parallel
+from privtensors.backends.mpc.shares import Shares, broadcast_shape
+from privtensors.core.kernel import Kernel
 from privtensors.errors import ParameterError, UnsupportedOp
 
 Operand = Shares | Tensor | float | int
 
 
-def _broadcast(backend: Any, x: Operand, y: Operand) -> list[Shares | Tensor]:
+def _broadcast(backend: Host, x: Operand, y: Operand) -> list[Shares | Tensor]:
     both = [v if isinstance(v, Shares | Tensor) else torch.tensor(float(v)) for v in (x, y)]
-    shape = torch.broadcast_shapes(*(tuple(v.shape) for v in both))
+    shape = broadcast_shape(*both)
     return [v if tuple(v.shape) == shape else expand(backend, v, shape) if isinstance(v, Shares) else v.expand(shape) for v in both]
 
 
@@ -30,7 +31,7 @@ def _float(x: Operand) -> torch.dtype | None:
     return x.dtype if isinstance(x, Shares) else None
 
 
-def add(backend: Any, x: Operand, y: Operand, *, alpha: float = 1) -> Shares:
+def add(backend: Host, x: Operand, y: Operand, *, alpha: float = 1) -> Shares:
     """x + alpha · y."""
     if alpha != 1:
         y = scale(backend, y, alpha) if isinstance(y, Shares) else y * alpha
@@ -39,22 +40,22 @@ def add(backend: Any, x: Operand, y: Operand, *, alpha: float = 1) -> Shares:
     return Shares(words[0] + words[1], frac, ring, torch.float32 if dtype == torch.bool else dtype)
 
 
-def sub(backend: Any, x: Operand, y: Operand, *, alpha: float = 1) -> Shares:
+def sub(backend: Host, x: Operand, y: Operand, *, alpha: float = 1) -> Shares:
     """x - alpha · y."""
     return add(backend, x, y, alpha=-alpha) if alpha != 1 else add(backend, x, neg(backend, y) if isinstance(y, Shares) else -y)
 
 
-def rsub(backend: Any, x: Operand, y: Operand, alpha: float = 1) -> Shares:
+def rsub(backend: Host, x: Operand, y: Operand, alpha: float = 1) -> Shares:
     """y - alpha · x."""
     return sub(backend, y, x, alpha=alpha)
 
 
-def neg(backend: Any, x: Shares) -> Shares:
+def neg(backend: Host, x: Shares) -> Shares:
     """-x."""
     return x.like(-x.data)
 
 
-def scale(backend: Any, x: Shares, factor: float) -> Shares:
+def scale(backend: Host, x: Shares, factor: float) -> Shares:
     """x times a public number: free for small dyadic numbers, else a product with its fixed-point form."""
     if not math.isfinite(factor):
         raise ParameterError(f"a factor of {factor}", where="mpc mul", fix="use a finite number")
@@ -74,9 +75,9 @@ def scale(backend: Any, x: Shares, factor: float) -> Shares:
     return mul_public(backend, x, torch.tensor(factor, dtype=torch.float64))
 
 
-def mul_public(backend: Any, x: Shares, y: Tensor) -> Shares:
+def mul_public(backend: Host, x: Shares, y: Tensor) -> Shares:
     """x times a public tensor."""
-    shape = torch.broadcast_shapes(x.shape, tuple(y.shape))
+    shape = broadcast_shape(x, y)
     wide = y.to(torch.float64)
     small = not y.dtype.is_floating_point or bool((wide == wide.round()).all() and wide.abs().max() <= 256 if y.numel() else True)
     frac = 0 if small else backend.frac
@@ -101,7 +102,7 @@ def _operand(rt: Runtime, x: Shares) -> Any:
     return (yield from open_wire(rt, ready))
 
 
-def mul(backend: Any, x: Operand, y: Operand) -> Shares:
+def mul(backend: Host, x: Operand, y: Operand) -> Shares:
     """Elementwise product."""
     if not isinstance(x, Shares):
         x, y = y, x
@@ -113,7 +114,7 @@ def mul(backend: Any, x: Operand, y: Operand) -> Shares:
     return scale(backend, x, float(y))
 
 
-def reciprocal_of(backend: Any, x: Shares) -> Shares:
+def reciprocal_of(backend: Host, x: Shares) -> Shares:
     """1 / x for 2^-8 ≤ |x| ≤ 2^10, through 1/x = x · (x²)^(-1/2)², so that signs need no comparison."""
 
     def protocol(rt: Runtime) -> Protocol[Shares]:
@@ -124,14 +125,14 @@ def reciprocal_of(backend: Any, x: Shares) -> Shares:
         inverse = yield from normal(rt, root)
         twice = square_wire(rt, (yield from open_wire(rt, inverse)))
         narrowed = yield from normal(rt, twice)
-        out = multiply_wires(rt, wire, (yield from open_wire(rt, narrowed)))
+        out = yield from normal(rt, multiply_wires(rt, wire, (yield from open_wire(rt, narrowed))))
         out.dtype = x.dtype
         return out
 
     return backend.run(protocol(backend.runtime))
 
 
-def div(backend: Any, x: Operand, y: Operand) -> Shares:
+def div(backend: Host, x: Operand, y: Operand) -> Shares:
     """Quotient; by a shared tensor within the range of :func:`reciprocal_of`."""
     if isinstance(y, Shares):
         return mul(backend, x, reciprocal_of(backend, y))
@@ -140,7 +141,7 @@ def div(backend: Any, x: Operand, y: Operand) -> Shares:
     return mul(backend, x, inverse)
 
 
-def pow_(backend: Any, x: Shares, exponent: float) -> Shares:
+def pow_(backend: Host, x: Shares, exponent: float) -> Shares:
     """Small whole powers, and -1, ±1/2."""
     if exponent == 1:
         return x
@@ -148,20 +149,13 @@ def pow_(backend: Any, x: Shares, exponent: float) -> Shares:
         return root(backend, x, inverse=exponent < 0)
     if exponent == -1:
         return reciprocal_of(backend, x)
-    if exponent != int(exponent) or not 2 <= exponent <= 16:
-        raise UnsupportedOp(f"pow with exponent {exponent}", where="backend 'mpc'", fix="use whole exponents 2 to 16, -1 or ±0.5")
-    result, base, left = None, x, int(exponent)
-    while left:
-        if left & 1:
-            result = base if result is None else mul(backend, result, base)
-        left >>= 1
-        if left:
-            base = mul(backend, base, base)
-    assert result is not None
-    return result
+    if exponent not in (2, 3, 4):
+        raise UnsupportedOp(f"pow with exponent {exponent}", where="backend 'mpc'", fix="use 2, 3, 4, -1 or ±0.5")
+    square = mul(backend, x, x)
+    return square if exponent == 2 else mul(backend, square, x if exponent == 3 else square)
 
 
-def root(backend: Any, x: Shares, *, inverse: bool) -> Shares:
+def root(backend: Host, x: Shares, *, inverse: bool) -> Shares:
     """x^(-1/2), or x^(1/2) = x · x^(-1/2), for x in [2^-16, 2^14]; zero and below saturate."""
 
     def protocol(rt: Runtime) -> Protocol[Shares]:
@@ -172,10 +166,24 @@ def root(backend: Any, x: Shares, *, inverse: bool) -> Shares:
     return backend.run(protocol(backend.runtime))
 
 
-def addcmul(backend: Any, x: Operand, a: Operand, b: Operand, *, value: float = 1) -> Shares:
+def addcmul(backend: Host, x: Operand, a: Operand, b: Operand, *, value: float = 1) -> Shares:
     """x + value · a · b."""
-    product = mul(backend, a, b)
-    return add(backend, x, product, alpha=value)
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return add(backend, x, a * b, alpha=value)
+    return add(backend, x, mul(backend, a, b), alpha=value)
+
+
+def choose(backend: Host, condition: Shares, x: Operand, y: Operand) -> Shares:
+    """y + condition · (x - y) for a shared condition."""
+    both = _broadcast(backend, x, y)
+    if not any(isinstance(v, Shares) for v in both):
+        return add(backend, mul(backend, condition, both[0] - both[1]), both[1])  # type: ignore[operator]
+    return add(backend, mul(backend, condition, sub(backend, both[0], both[1])), both[1])
+
+
+def fill(backend: Host, x: Operand, condition: Shares, value: float) -> Shares:
+    """masked_fill with a shared mask."""
+    return choose(backend, condition, value, x)
 
 
 def _dims(x: Shares, dim: int | Sequence[int] | None) -> list[int]:
@@ -184,7 +192,7 @@ def _dims(x: Shares, dim: int | Sequence[int] | None) -> list[int]:
     return [d % n + 1 for d in dims] if dims and n else list(range(1, n + 1))
 
 
-def sum_(backend: Any, x: Shares, dim: int | Sequence[int] | None = None, keepdim: bool = False, *, dtype: Any = None) -> Shares:
+def sum_(backend: Host, x: Shares, dim: int | Sequence[int] | None = None, keepdim: bool = False, *, dtype: Any = None) -> Shares:
     """Sum over dimensions."""
     dims = _dims(x, dim)
     out = x.like(x.data.sum(dims, keepdim=keepdim) if dims else x.data)
@@ -192,7 +200,7 @@ def sum_(backend: Any, x: Shares, dim: int | Sequence[int] | None = None, keepdi
     return out
 
 
-def mean(backend: Any, x: Shares, dim: int | Sequence[int] | None = None, keepdim: bool = False, *, dtype: Any = None) -> Shares:
+def mean(backend: Host, x: Shares, dim: int | Sequence[int] | None = None, keepdim: bool = False, *, dtype: Any = None) -> Shares:
     """Mean over dimensions: the sum times 1/n, with log2(n) more fractional bits so that 1/n keeps its precision."""
     dims = _dims(x, dim)
     count = math.prod(x.data.shape[d] for d in dims)
@@ -206,39 +214,35 @@ def mean(backend: Any, x: Shares, dim: int | Sequence[int] | None = None, keepdi
     return total.like(total.data * round(2.0**frac / count), total.frac + frac)
 
 
-def cumsum(backend: Any, x: Shares, dim: int, *, dtype: Any = None) -> Shares:
+def cumsum(backend: Host, x: Shares, dim: int, *, dtype: Any = None) -> Shares:
     """Running sum."""
     return x.like(x.data.cumsum(dim % len(x.shape) + 1))
 
 
-def _size(x: Any) -> int:
-    return math.prod(x.shape) if isinstance(x, Shares) else 0
+def ulps(count: float) -> Callable[..., float]:
+    """Declared error of ``count`` units in the last place, for operands of magnitude up to 2^6."""
 
-
-def product_cost(backend: Any, x: Any, y: Any, *_args: Any, **_kwargs: Any) -> Cost:
-    """One opening of each shared operand, 8 bytes per element."""
-    return Cost(1, 8 * (_size(x) + (_size(y) if y is not x else 0)))
-
-
-def ulps(count: float) -> Any:
-    """Declared error of so many units in the last place of inputs of magnitude up to 2^8."""
-
-    def error(backend: Any, *_args: Any, **_kwargs: Any) -> float:
-        return float(count * 2.0 ** -(backend.frac - 9))
+    def error(backend: Host, *_args: Any, **_kwargs: Any) -> float:
+        return float(count * 2.0 ** -(backend.frac - 7))
 
     return error
 
 
+def absolute(error: float) -> Callable[..., float]:
+    """Declared error that does not depend on the operands."""
+    return lambda backend, *_args, **_kwargs: error
+
+
 KERNELS = [
-    *(Kernel("add", kinds, add) for kinds in ("A", "AA", "AP", "PA")),
-    *(Kernel("sub", kinds, sub) for kinds in ("A", "AA", "AP", "PA")),
-    *(Kernel("rsub", kinds, rsub) for kinds in ("A", "AA", "AP", "PA")),
-    Kernel("neg", "A", neg),
+    *(Kernel("add", kinds, add, error=represented) for kinds in ("A", "AA", "AP", "PA")),
+    *(Kernel("sub", kinds, sub, error=represented) for kinds in ("A", "AA", "AP", "PA")),
+    *(Kernel("rsub", kinds, rsub, error=represented) for kinds in ("A", "AA", "AP", "PA")),
+    Kernel("neg", "A", neg, error=represented),
     Kernel("mul", "A", mul, error=ulps(1)),
     Kernel("mul", "AP", mul, error=ulps(1)),
     Kernel("mul", "PA", mul, error=ulps(1)),
-    Kernel("mul", "AA", mul, product_cost, ulps(2)),
-    Kernel("div", "A", div, error=ulps(1)),
+    Kernel("mul", "AA", mul, costs.product, ulps(2)),
+    Kernel("div", "A", div, costs.quotient, absolute(1e-2)),
     Kernel("div", "AP", div, error=ulps(1)),
     Kernel("sum", "A", sum_, error=ulps(1)),
     Kernel("mean", "A", mean, error=ulps(1)),

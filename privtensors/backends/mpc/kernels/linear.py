@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from privtensors.backends.mpc.kernels.arithmetic import add, product_cost, scale, ulps
+from privtensors.backends.mpc import costs
+from privtensors.backends.mpc.kernels.arithmetic import add, scale, ulps
 from privtensors.backends.mpc.protocols.arithmetic import matmul_wires, normal, open_wire, with_headroom
-from privtensors.backends.mpc.runtime import Protocol, Runtime, parallel
+from privtensors.backends.mpc.runtime import Host, Protocol, Runtime, parallel
 from privtensors.backends.mpc.shares import Shares, ViewMap, Wire
 from privtensors.core.kernel import Cost, Kernel
+from privtensors.errors import UnsupportedOp
 
 Operand = Shares | Tensor
 
@@ -29,7 +31,7 @@ def _same(t: Tensor, lead: int) -> Tensor:
     return t
 
 
-def product(backend: Any, x: Operand, y: Operand, map_x: ViewMap = _same, map_y: ViewMap = _same) -> Shares:
+def product(backend: Host, x: Operand, y: Operand, map_x: ViewMap = _same, map_y: ViewMap = _same) -> Shares:
     """matmul(map_x(x), map_y(y)); each shared operand is opened once, before its map."""
     rt: Runtime = backend.runtime
     if isinstance(x, Shares) and isinstance(y, Shares):
@@ -49,24 +51,24 @@ def product(backend: Any, x: Operand, y: Operand, map_x: ViewMap = _same, map_y:
     return ready.like(torch.stack([torch.matmul(weight, row) for row in map_y(ready.data, 1)]), ready.frac + rt.frac)
 
 
-def mm(backend: Any, x: Operand, y: Operand) -> Shares:
+def mm(backend: Host, x: Operand, y: Operand) -> Shares:
     """Matrix product of two matrices or batches of matrices."""
     return product(backend, x, y)
 
 
-def mv(backend: Any, x: Operand, y: Operand) -> Shares:
+def mv(backend: Host, x: Operand, y: Operand) -> Shares:
     """Matrix times vector."""
     out = product(backend, x, y, map_y=lambda t, lead: t.unsqueeze(-1))
     return out.like(out.data.squeeze(-1))
 
 
-def dot(backend: Any, x: Operand, y: Operand) -> Shares:
+def dot(backend: Host, x: Operand, y: Operand) -> Shares:
     """Inner product of two vectors."""
     out = product(backend, x, y, lambda t, lead: t.unsqueeze(-2), lambda t, lead: t.unsqueeze(-1))
     return out.like(out.data.squeeze(-1).squeeze(-1))
 
 
-def addmm(backend: Any, bias: Operand, x: Operand, y: Operand, *, beta: float = 1, alpha: float = 1) -> Shares:
+def addmm(backend: Host, bias: Operand, x: Operand, y: Operand, *, beta: float = 1, alpha: float = 1) -> Shares:
     """beta · bias + alpha · x @ y."""
     out: Operand = product(backend, x, y) if isinstance(x, Shares) or isinstance(y, Shares) else x @ y
     if alpha != 1:
@@ -79,35 +81,24 @@ def addmm(backend: Any, bias: Operand, x: Operand, y: Operand, *, beta: float = 
     return add(backend, out, bias)
 
 
-def addmm_cost(backend: Any, bias: Any, x: Any, y: Any, *, beta: float = 1, alpha: float = 1) -> Cost:
+def addmm_cost(backend: Host, bias: Any, x: Any, y: Any, *, beta: float = 1, alpha: float = 1) -> Cost:
     """The product's openings; the bias is local."""
     return mm_cost(backend, x, y)
 
 
-def mm_cost(backend: Any, x: Any, y: Any) -> Cost:
+def mm_cost(backend: Host, x: Any, y: Any) -> Cost:
     """One opening of each operand when both are shared, nothing when one is public."""
-    return product_cost(backend, x, y) if isinstance(x, Shares) and isinstance(y, Shares) else Cost()
+    return costs.product(backend, x, y)
 
 
-def windows(kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Callable[[Tensor], Tensor]:
-    """(…, H, W) → (…, H', W', kh, kw), a view."""
-
-    def cut(t: Tensor) -> Tensor:
-        for dim, (k, s, d) in enumerate(zip(kernel, stride, dilation, strict=True)):
-            reach = d * (k - 1) + 1
-            t = t.unfold(-2 - dim, reach, s)[..., ::d]
-        return t
-
-    return cut
-
-
-def _pair(value: Sequence[int] | int) -> list[int]:
+def pair(value: Sequence[int] | int) -> list[int]:
+    """One or two numbers as two: height and width."""
     both = [value] if isinstance(value, int) else list(value)
     return both * 2 if len(both) == 1 else both
 
 
 def convolution(
-    backend: Any,
+    backend: Host,
     x: Operand,
     weight: Operand,
     bias: Operand | None,
@@ -122,25 +113,20 @@ def convolution(
     shape_x, shape_w = tuple(x.shape), tuple(weight.shape)
     flat = len(shape_x) == 3
     if transposed or len(shape_x) not in (3, 4):
-        from privtensors.errors import UnsupportedOp
-
         raise UnsupportedOp("transposed or 3-d convolution", where="backend 'mpc'", fix="use conv1d or conv2d")
     kernel = [1, shape_w[2]] if flat else list(shape_w[2:])
-    stride, dilation = ([1, *stride], [1, *dilation]) if flat else (_pair(stride), _pair(dilation))
-    pad = [0, *padding] if flat else _pair(padding)
+    stride, dilation = ([1, *stride], [1, *dilation]) if flat else (pair(stride), pair(dilation))
+    pad = [0, *padding] if flat else pair(padding)
     out_c, in_g = shape_w[0], shape_w[1]
-    # unfold(-2 - dim) walks the dimensions in this order: H first, then W, each appended at the end.
+
     def spread(t: Tensor, lead: int) -> Tensor:
-        t = t.unsqueeze(-2) if flat else t
-        t = torch.nn.functional.pad(t, [pad[1], pad[1], pad[0], pad[0]])
-        for size, step, gap in ((kernel[0], stride[0], dilation[0]), (kernel[1], stride[1], dilation[1])):
-            # The spatial dimension to cut is always the third (then the third again) from the window dimensions' left.
-            axis = lead + 2 if size is kernel[0] and t.dim() == lead + 4 else lead + 3
-            t = t.unfold(axis, gap * (size - 1) + 1, step)[..., ::gap]
-        n = t.shape[lead]
-        high, wide = t.shape[lead + 2], t.shape[lead + 3]
+        """(n, c, H, W) → (n, groups, H'·W', c/groups·kh·kw), after ``lead`` axes."""
+        t = torch.nn.functional.pad(t.unsqueeze(-2) if flat else t, [pad[1], pad[1], pad[0], pad[0]])
+        for axis in (0, 1):
+            t = t.unfold(lead + 2 + axis, dilation[axis] * (kernel[axis] - 1) + 1, stride[axis])[..., :: dilation[axis]]
+        n, high, wide = t.shape[lead], t.shape[lead + 2], t.shape[lead + 3]
         t = t.reshape(*t.shape[:lead], n, groups, in_g, high, wide, kernel[0], kernel[1])
-        t = t.movedim(lead + 2, lead + 4)  # (n, g, H', W', c, kh, kw)
+        t = t.movedim(lead + 2, lead + 4)
         return t.reshape(*t.shape[:lead], n, groups, high * wide, in_g * kernel[0] * kernel[1])
 
     def columns(t: Tensor, lead: int) -> Tensor:
@@ -154,17 +140,19 @@ def convolution(
     if bias is None:
         return result
     column = [1] * (1 if flat else 2)
-    column_bias = bias.view(lambda t, lead: t.reshape(*t.shape, *column), whole=True) if isinstance(bias, Shares) else bias.view(-1, *column)
+    column_bias = (
+        bias.view(lambda t, lead: t.reshape(*t.shape, *column), whole=True) if isinstance(bias, Shares) else bias.view(-1, *column)
+    )
     return add(backend, result, column_bias)
 
 
-def convolution_cost(backend: Any, x: Any, weight: Any, *_rest: Any) -> Cost:
+def convolution_cost(backend: Host, x: Any, weight: Any, *_rest: Any) -> Cost:
     """As the matrix product: the image and the filters are opened once."""
     return mm_cost(backend, x, weight)
 
 
 def avg_pool2d(
-    backend: Any,
+    backend: Host,
     x: Shares,
     kernel: Sequence[int],
     stride: Sequence[int] = (),
@@ -174,18 +162,16 @@ def avg_pool2d(
     divisor: int | None = None,
 ) -> Shares:
     """Average over windows, padding counted."""
-    size, pad = _pair(kernel), _pair(padding)
-    step = _pair(stride) if stride else size
+    size, pad = pair(kernel), pair(padding)
+    step = pair(stride) if stride else size
     if ceil_mode or (any(pad) and not count_include_pad):
-        from privtensors.errors import UnsupportedOp
-
         raise UnsupportedOp("avg_pool2d with ceil_mode or excluded padding", where="backend 'mpc'", fix="use the default options")
     data = torch.nn.functional.pad(x.data, [pad[1], pad[1], pad[0], pad[0]])
     summed = data.unfold(-2, size[0], step[0]).sum(-1).unfold(-1, size[1], step[1]).sum(-1)
     return _divide(backend, x.like(summed), divisor or size[0] * size[1])
 
 
-def _divide(backend: Any, x: Shares, count: int) -> Shares:
+def _divide(backend: Host, x: Shares, count: int) -> Shares:
     if count & (count - 1) == 0 and x.headroom > 20:
         return x.like(x.data, x.frac + count.bit_length() - 1)
     ready = backend.run(normal(backend.runtime, x))
@@ -193,12 +179,10 @@ def _divide(backend: Any, x: Shares, count: int) -> Shares:
     return ready.like(ready.data * round(2.0**frac / count), ready.frac + frac)
 
 
-def adaptive_avg_pool2d(backend: Any, x: Shares, size: Sequence[int]) -> Shares:
+def adaptive_avg_pool2d(backend: Host, x: Shares, size: Sequence[int]) -> Shares:
     """Average to a fixed output size that divides the input's."""
     high, wide = x.shape[-2:]
     if high % size[0] or wide % size[1]:
-        from privtensors.errors import UnsupportedOp
-
         raise UnsupportedOp(f"adaptive pooling of {high}x{wide} to {size[0]}x{size[1]}", where="backend 'mpc'", fix="use sizes that divide")
     return avg_pool2d(backend, x, [high // size[0], wide // size[1]])
 
@@ -207,8 +191,12 @@ KERNELS = [
     *(Kernel(op, kinds, mm, mm_cost, ulps(16)) for op in ("mm", "bmm") for kinds in ("AA", "AP", "PA")),
     *(Kernel("mv", kinds, mv, mm_cost, ulps(16)) for kinds in ("AA", "AP", "PA")),
     *(Kernel("dot", kinds, dot, mm_cost, ulps(16)) for kinds in ("AA", "AP", "PA")),
-    *(Kernel(op, kinds, addmm, addmm_cost, ulps(16)) for op in ("addmm", "baddbmm") for kinds in ("AAA", "AAP", "APA", "PAA", "PAP", "PPA", "APP")),
-    *(Kernel("convolution", kinds, convolution, convolution_cost, ulps(16)) for kinds in ("AAA", "AA", "AP", "APP", "PA", "AAP", "PAA")),
+    *(
+        Kernel(op, kinds, addmm, addmm_cost, ulps(16))
+        for op in ("addmm", "baddbmm")
+        for kinds in ("AAA", "AAP", "APA", "PAA", "PAP", "PPA", "APP")
+    ),
+    *(Kernel("convolution", kinds, convolution, convolution_cost, ulps(16)) for kinds in ("AAA", "AA", "AP", "APP", "PA", "AAP", "PAA", "PAP")),
     Kernel("avg_pool2d", "A", avg_pool2d, error=ulps(2)),
     Kernel("adaptive_avg_pool2d", "A", adaptive_avg_pool2d, error=ulps(2)),
 ]

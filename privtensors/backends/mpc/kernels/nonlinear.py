@@ -9,20 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from privtensors.backends.mpc.kernels.arithmetic import Operand, add, div, mul, pow_, root, sub
-from privtensors.backends.mpc.kernels.linear import _pair
-from privtensors.backends.mpc.protocols.activation import activate, exponential_plan
+from privtensors.backends.mpc.costs import CUT_FRAC, RANGE_BITS
+from privtensors.backends.mpc.kernels.arithmetic import Operand, add, mul, root, sub
+from privtensors.backends.mpc.kernels.linear import pair
+from privtensors.backends.mpc.kernels.shape import constant
+from privtensors.backends.mpc.protocols.activation import activate, exponential_series
 from privtensors.backends.mpc.protocols.arithmetic import lift, normal, open_wire, square_wire
 from privtensors.backends.mpc.protocols.compare import at_least, clamp, select
-from privtensors.backends.mpc.protocols.fourier import Plan, bulk, widen
+from privtensors.backends.mpc.protocols.fourier import pieces
 from privtensors.backends.mpc.protocols.normalise import layer_norm
 from privtensors.backends.mpc.protocols.softmax import attention, softmax
-from privtensors.backends.mpc.runtime import Protocol, Runtime
+from privtensors.backends.mpc.runtime import Host, Protocol, Runtime
 from privtensors.backends.mpc.shares import Shares
 from privtensors.errors import UnsupportedOp
-
-RANGE_BITS = 18  # comparisons are right for |x| < 2^18
-CUT_FRAC = 12  # clamps and ReLU decide to 2^-12
 
 
 def _sign(rt: Runtime, x: Shares, threshold: float, frac: int) -> Protocol[Tensor]:
@@ -32,9 +31,9 @@ def _sign(rt: Runtime, x: Shares, threshold: float, frac: int) -> Protocol[Tenso
     return bits[:, 0]
 
 
-def compare(backend: Any, x: Operand, y: Operand, *, strict: bool, less: bool) -> Shares:
+def compare(backend: Host, x: Operand, y: Operand, *, strict: bool, less: bool) -> Shares:
     """A bool SafeTensor; exact on the fixed-point values."""
-    difference = sub(backend, x, y) if isinstance(x, Shares) else sub(backend, x, y)
+    difference = sub(backend, x, y)
     difference = backend.run(normal(backend.runtime, difference)) if difference.frac > backend.frac else difference
 
     def protocol(rt: Runtime) -> Protocol[Shares]:
@@ -49,7 +48,8 @@ def compare(backend: Any, x: Operand, y: Operand, *, strict: bool, less: bool) -
     return backend.run(protocol(backend.runtime))
 
 
-def _compare(strict: bool, less: bool) -> Callable[..., Shares]:
+def comparison_kernel(strict: bool, less: bool) -> Callable[..., Shares]:
+    """gt, ge, lt or le."""
     return lambda backend, x, y: compare(backend, x, y, strict=strict, less=less)
 
 
@@ -60,28 +60,28 @@ def relu_protocol(rt: Runtime, x: Shares) -> Protocol[Shares]:
     return (yield from select(rt, [(bit, ready)], ready))
 
 
-def relu(backend: Any, x: Shares) -> Shares:
+def relu(backend: Host, x: Shares) -> Shares:
     """max(x, 0)."""
     return backend.run(relu_protocol(backend.runtime, x))
 
 
-def abs_(backend: Any, x: Shares) -> Shares:
+def abs_(backend: Host, x: Shares) -> Shares:
     """2 · max(x, 0) - x."""
     positive = relu(backend, x)
     return sub(backend, positive.like(positive.data << 1), x)
 
 
-def maximum(backend: Any, x: Operand, y: Operand) -> Shares:
+def maximum(backend: Host, x: Operand, y: Operand) -> Shares:
     """y + max(x - y, 0)."""
     return add(backend, relu(backend, sub(backend, x, y)), y)
 
 
-def minimum(backend: Any, x: Operand, y: Operand) -> Shares:
+def minimum(backend: Host, x: Operand, y: Operand) -> Shares:
     """x - max(x - y, 0)."""
     return sub(backend, x, relu(backend, sub(backend, x, y)))
 
 
-def clamp_(backend: Any, x: Shares, low: float | None = None, high: float | None = None) -> Shares:
+def clamp_(backend: Host, x: Shares, low: float | None = None, high: float | None = None) -> Shares:
     """Limit to public bounds, decided to 2^-12. hardtanh's defaults are -1 and 1."""
 
     def protocol(rt: Runtime) -> Protocol[Shares]:
@@ -92,7 +92,7 @@ def clamp_(backend: Any, x: Shares, low: float | None = None, high: float | None
     return backend.run(protocol(backend.runtime))
 
 
-def _tournament(backend: Any, x: Shares) -> Shares:
+def _tournament(backend: Host, x: Shares) -> Shares:
     """Maximum over the last axis, pairwise."""
     while (n := x.shape[-1]) > 1:
         half = n // 2
@@ -105,7 +105,7 @@ def _tournament(backend: Any, x: Shares) -> Shares:
     return x.like(x.data[..., 0])
 
 
-def amax(backend: Any, x: Shares, dim: Sequence[int] = (), keepdim: bool = False) -> Shares:
+def amax(backend: Host, x: Shares, dim: Sequence[int] = (), keepdim: bool = False) -> Shares:
     """Maximum over dimensions."""
     n = len(x.shape)
     dims = sorted(d % n for d in dim) if dim else list(range(n))
@@ -116,7 +116,7 @@ def amax(backend: Any, x: Shares, dim: Sequence[int] = (), keepdim: bool = False
 
 
 def max_pool2d(
-    backend: Any,
+    backend: Host,
     x: Shares,
     kernel: Sequence[int],
     stride: Sequence[int] = (),
@@ -125,8 +125,8 @@ def max_pool2d(
     ceil_mode: bool = False,
 ) -> tuple[Shares, None]:
     """Maximum over windows. The indices that ATen returns beside it are not computed."""
-    size, pad, gap = _pair(kernel), _pair(padding), _pair(dilation)
-    step = _pair(stride) if stride else size
+    size, pad, gap = pair(kernel), pair(padding), pair(dilation)
+    step = pair(stride) if stride else size
     if ceil_mode:
         raise UnsupportedOp("max_pool2d with ceil_mode", where="backend 'mpc'", fix="use ceil_mode=False")
     ready = backend.run(normal(backend.runtime, x))
@@ -139,23 +139,24 @@ def max_pool2d(
     return _tournament(backend, ready.like(cut.reshape(*cut.shape[:-2], -1))), None
 
 
-def _activation(name: str) -> Callable[..., Shares]:
+def activation_kernel(name: str) -> Callable[..., Shares]:
+    """A kernel for one of :func:`activation`'s names."""
     return lambda backend, x: backend.run(activate(backend.runtime, x, name))
 
 
-def gelu(backend: Any, x: Shares, *, approximate: str = "none") -> Shares:
+def gelu(backend: Host, x: Shares, *, approximate: str = "none") -> Shares:
     """GELU, by the error function or by tanh."""
     return backend.run(activate(backend.runtime, x, "gelu" if approximate == "none" else "gelu_tanh"))
 
 
-def exp(backend: Any, x: Shares) -> Shares:
+def exp(backend: Host, x: Shares) -> Shares:
     """exp on [-24, 8], saturating outside: exp(x/2) by one opening, then its square."""
 
     def protocol(rt: Runtime) -> Protocol[Shares]:
         ready = x if x.ring == 64 else (yield from normal(rt, x))
         limited = yield from clamp(rt, ready, round(-24 * 2.0**2), round(8 * 2.0**2), frac=2, range_bits=RANGE_BITS)
-        plan: Plan = exponential_plan()
-        half = yield from widen(rt, (yield from bulk(rt, limited, plan)), plan.out_frac, rt.frac, x.dtype)
+        words = yield from pieces(rt, limited, (exponential_series(),), (6 + limited.frac,), 50)
+        half = yield from lift(rt, x.like(words[:, 0], 50, 64), 24)
         out = square_wire(rt, (yield from open_wire(rt, half)))
         out.dtype = x.dtype
         return out
@@ -163,7 +164,7 @@ def exp(backend: Any, x: Shares) -> Shares:
     return backend.run(protocol(backend.runtime))
 
 
-def softmax_(backend: Any, x: Shares, dim: int, half_to_float: Any = False) -> Shares:
+def softmax_(backend: Host, x: Shares, dim: int, half_to_float: Any = False) -> Shares:
     """Softmax along one dimension."""
     n = len(x.shape)
     data = x.data.movedim(dim % n + 1, -1)
@@ -173,10 +174,10 @@ def softmax_(backend: Any, x: Shares, dim: int, half_to_float: Any = False) -> S
 
 
 def sdpa(
-    backend: Any,
-    q: Shares,
-    k: Shares,
-    v: Shares,
+    backend: Host,
+    q: Shares | Tensor,
+    k: Shares | Tensor,
+    v: Shares | Tensor,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     *,
@@ -198,13 +199,19 @@ def sdpa(
         if bool(keep.all()):
             keep = None
     factor = scale if scale is not None else 1.0 / math.sqrt(q.shape[-1])
+    shared = next(t for t in (q, k, v) if isinstance(t, Shares))
+    q, k, v = (t if isinstance(t, Shares) else constant(backend, t, shared) for t in (q, k, v))
     return backend.run(attention(backend.runtime, q, k, v, keep, bias, factor)), None
 
 
 def layer_norm_(
-    backend: Any, x: Shares, shape: Sequence[int], weight: Shares | Tensor | None, bias: Shares | Tensor | None, eps: float
+    backend: Host, x: Shares | Tensor, shape: Sequence[int], weight: Shares | Tensor | None, bias: Shares | Tensor | None, eps: float
 ) -> tuple[Shares, None, None]:
     """Layer normalisation over the trailing dimensions. ATen's mean and 1/std are not computed."""
+    if isinstance(x, Tensor):  # public input, shared gain or bias
+        plain: Operand = torch.nn.functional.layer_norm(x, list(shape), None, None, eps)
+        plain = plain if weight is None else mul(backend, plain, weight) if isinstance(weight, Shares) else plain * weight  # type: ignore[operator]
+        return add(backend, plain, 0.0 if bias is None else bias), None, None
     rows = x.like(x.data.reshape(len(x.data), *x.shape[: len(x.shape) - len(shape)], -1))
     gain = weight.like(weight.data.reshape(len(weight.data), -1)) if isinstance(weight, Shares) and len(shape) > 1 else weight
     out = backend.run(layer_norm(backend.runtime, rows, gain if isinstance(gain, Shares) else None, eps))[0]
@@ -218,7 +225,7 @@ def layer_norm_(
 
 
 def batch_norm(
-    backend: Any, x: Shares, weight: Operand | None, bias: Operand | None, mean: Operand, var: Operand, *options: Any
+    backend: Host, x: Shares, weight: Operand | None, bias: Operand | None, mean: Operand, var: Operand, *options: Any
 ) -> tuple[Shares, None, None]:
     """Batch normalisation with stored statistics (evaluation mode)."""
     training, eps = (options[0], options[2]) if len(options) == 3 else (False, options[1])
@@ -241,13 +248,3 @@ def batch_norm(
     if bias is not None:
         out = add(backend, out, shaped(bias))
     return out, None, None
-
-
-def pow_kernel(backend: Any, x: Shares, exponent: float) -> Shares:
-    """Public exponent."""
-    return pow_(backend, x, exponent)
-
-
-def div_shared(backend: Any, x: Operand, y: Operand) -> Shares:
-    """Quotient by a shared tensor."""
-    return div(backend, x, y)

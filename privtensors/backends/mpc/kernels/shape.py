@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from privtensors.backends.mpc.protocols.arithmetic import normal, rescale
-from privtensors.backends.mpc.runtime import parallel
-from privtensors.backends.mpc.shares import WORD, Shares
+from privtensors.backends.mpc.runtime import Host, parallel
+from privtensors.backends.mpc.shares import WORD, Shares, broadcast_shape
 from privtensors.core.kernel import Kernel
 from privtensors.errors import InvalidInput
 
@@ -21,7 +21,7 @@ def _dim(dim: int, ndim: int, lead: int) -> int:
     return (dim % ndim if ndim else 0) + lead
 
 
-def view(backend: Any, x: Shares, size: Sequence[int]) -> Shares:
+def view(backend: Host, x: Shares, size: Sequence[int]) -> Shares:
     """view and _unsafe_view."""
     total = math.prod(x.shape)
     known = math.prod(n for n in size if n != -1)
@@ -29,30 +29,30 @@ def view(backend: Any, x: Shares, size: Sequence[int]) -> Shares:
     return x.view(lambda t, lead: t.reshape(*t.shape[:lead], *target), whole=True)
 
 
-def t(backend: Any, x: Shares) -> Shares:
+def t(backend: Host, x: Shares) -> Shares:
     """Matrix transpose; a vector stays."""
     return x.view(lambda u, lead: u.transpose(-1, -2) if u.dim() - lead == 2 else u, whole=True)
 
 
-def transpose(backend: Any, x: Shares, dim0: int, dim1: int) -> Shares:
+def transpose(backend: Host, x: Shares, dim0: int, dim1: int) -> Shares:
     """Swap two dimensions."""
     n = len(x.shape)
     return x.view(lambda u, lead: u.transpose(_dim(dim0, n, lead), _dim(dim1, n, lead)), whole=True)
 
 
-def permute(backend: Any, x: Shares, dims: Sequence[int]) -> Shares:
+def permute(backend: Host, x: Shares, dims: Sequence[int]) -> Shares:
     """Reorder dimensions."""
     n = len(x.shape)
     return x.view(lambda u, lead: u.permute(*range(lead), *(_dim(d, n, lead) for d in dims)), whole=True)
 
 
-def unsqueeze(backend: Any, x: Shares, dim: int) -> Shares:
+def unsqueeze(backend: Host, x: Shares, dim: int) -> Shares:
     """Insert a dimension of size one."""
     n = len(x.shape) + 1
     return x.view(lambda u, lead: u.unsqueeze(_dim(dim, n, lead)), whole=True)
 
 
-def squeeze(backend: Any, x: Shares, dim: int | Sequence[int] | None = None) -> Shares:
+def squeeze(backend: Host, x: Shares, dim: int | Sequence[int] | None = None) -> Shares:
     """Drop dimensions of size one."""
     n = len(x.shape)
     dims = range(n) if dim is None else [dim] if isinstance(dim, int) else dim
@@ -61,7 +61,7 @@ def squeeze(backend: Any, x: Shares, dim: int | Sequence[int] | None = None) -> 
     return x.view(lambda u, lead: u.reshape(*u.shape[:lead], *shape), whole=True)
 
 
-def expand(backend: Any, x: Shares, size: Sequence[int], implicit: bool = False) -> Shares:
+def expand(backend: Host, x: Shares, size: Sequence[int], implicit: bool = False) -> Shares:
     """Broadcast."""
     shape = x.shape
     new = len(size) - len(shape)
@@ -70,25 +70,26 @@ def expand(backend: Any, x: Shares, size: Sequence[int], implicit: bool = False)
     return x.view(lambda u, lead: u.reshape(*u.shape[:lead], *[1] * new, *u.shape[lead:]).expand(*u.shape[:lead], *target), whole=True)
 
 
-def select(backend: Any, x: Shares, dim: int, index: int) -> Shares:
+def select(backend: Host, x: Shares, dim: int, index: int) -> Shares:
     """One slice."""
     n = len(x.shape)
     return x.view(lambda u, lead: u.select(_dim(dim, n, lead), index), whole=False)
 
 
-def slice_(backend: Any, x: Shares, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Shares:
+def slice_(backend: Host, x: Shares, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Shares:
     """A range of slices."""
     n, size = len(x.shape), x.shape[dim]
     begin, stop, stride = slice(start, end, step).indices(size)
     length = len(range(begin, stop, stride))
 
     def cut(u: Tensor, lead: int) -> Tensor:
-        return torch.ops.aten.slice.Tensor(u, _dim(dim, n, lead), begin, max(stop, begin), stride)
+        index = [slice(None)] * (_dim(dim, n, lead)) + [slice(begin, max(stop, begin), stride)]
+        return u[tuple(index)]
 
     return x.view(cut, whole=length == size and stride == 1)
 
 
-def split(backend: Any, x: Shares, sizes: int | Sequence[int], dim: int = 0) -> list[Shares]:
+def split(backend: Host, x: Shares, sizes: int | Sequence[int], dim: int = 0) -> list[Shares]:
     """split and split_with_sizes."""
     total = x.shape[dim]
     if isinstance(sizes, int):
@@ -100,18 +101,18 @@ def split(backend: Any, x: Shares, sizes: int | Sequence[int], dim: int = 0) -> 
     return out
 
 
-def unbind(backend: Any, x: Shares, dim: int = 0) -> list[Shares]:
+def unbind(backend: Host, x: Shares, dim: int = 0) -> list[Shares]:
     """Every slice along a dimension."""
     return [select(backend, x, dim, i) for i in range(x.shape[dim])]
 
 
-def clone(backend: Any, x: Shares, memory_format: Any = None) -> Shares:
+def clone(backend: Host, x: Shares, memory_format: Any = None) -> Shares:
     """A copy that shares nothing."""
     return x.like(x.data.contiguous().clone() if memory_format is not torch.preserve_format else x.data.clone())
 
 
 def to_copy(
-    backend: Any,
+    backend: Host,
     x: Shares,
     dtype: torch.dtype | None = None,
     layout: Any = None,
@@ -132,7 +133,7 @@ def to_copy(
     return out
 
 
-def aligned(backend: Any, tensors: Sequence[Shares | Tensor]) -> tuple[list[Tensor], int, int, torch.dtype]:
+def aligned(backend: Host, tensors: Sequence[Shares | Tensor]) -> tuple[list[Tensor], int, int, torch.dtype]:
     """Words of shared and public tensors at one scale, without losing ring bits; public ones become party 0's share."""
     shared = [x for x in tensors if isinstance(x, Shares)]
     frac = max(x.frac for x in shared)
@@ -153,14 +154,14 @@ def aligned(backend: Any, tensors: Sequence[Shares | Tensor]) -> tuple[list[Tens
     return words, frac, min(rescale(x, frac).ring for x in shared), shared[0].dtype
 
 
-def cat(backend: Any, tensors: Sequence[Shares | Tensor], dim: int = 0) -> Shares:
+def cat(backend: Host, tensors: Sequence[Shares | Tensor], dim: int = 0) -> Shares:
     """Concatenate; public parts are allowed."""
     kept = [x for x in tensors if isinstance(x, Shares) or x.dim() != 1 or x.numel()]
     words, frac, ring, dtype = aligned(backend, kept)
     return Shares(torch.cat(words, _dim(dim, words[0].dim() - 1, 1)), frac, ring, dtype)
 
 
-def stack(backend: Any, tensors: Sequence[Shares | Tensor], dim: int = 0) -> Shares:
+def stack(backend: Host, tensors: Sequence[Shares | Tensor], dim: int = 0) -> Shares:
     """Stack along a new dimension."""
     words, frac, ring, dtype = aligned(backend, tensors)
     return Shares(torch.stack(words, _dim(dim, words[0].dim(), 1)), frac, ring, dtype)
@@ -169,30 +170,48 @@ def stack(backend: Any, tensors: Sequence[Shares | Tensor], dim: int = 0) -> Sha
 def per_party(function: Callable[..., Tensor]) -> Callable[..., Shares]:
     """A kernel that applies a rearrangement of elements to each share."""
 
-    def run(backend: Any, x: Shares, *args: Any) -> Shares:
+    def run(backend: Host, x: Shares, *args: Any) -> Shares:
         return x.like(torch.stack([function(row, *args) for row in x.data]))
 
     return run
 
 
-def zeros_like(backend: Any, x: Shares, *, dtype: Any = None, layout: Any = None, device: Any = None, pin_memory: Any = None, memory_format: Any = None) -> Shares:
+def zeros_like(
+    backend: Host,
+    x: Shares,
+    *,
+    dtype: Any = None,
+    layout: Any = None,
+    device: Any = None,
+    pin_memory: Any = None,
+    memory_format: Any = None,
+) -> Shares:
     """A shared constant zero."""
     return Shares(torch.zeros_like(x.data), backend.frac, WORD, dtype or x.dtype)
 
 
-def ones_like(backend: Any, x: Shares, *, dtype: Any = None, layout: Any = None, device: Any = None, pin_memory: Any = None, memory_format: Any = None) -> Shares:
+def ones_like(
+    backend: Host,
+    x: Shares,
+    *,
+    dtype: Any = None,
+    layout: Any = None,
+    device: Any = None,
+    pin_memory: Any = None,
+    memory_format: Any = None,
+) -> Shares:
     """A shared constant one."""
     data = torch.zeros_like(x.data)
     data[0] += 1 << backend.frac
     return Shares(data, backend.frac, WORD, dtype or x.dtype)
 
 
-def zero(backend: Any, x: Shares) -> Shares:
+def zero(backend: Host, x: Shares) -> Shares:
     """zero_: a fresh zero in place of the old value."""
     return Shares(torch.zeros_like(x.data), backend.frac, WORD, x.dtype)
 
 
-def copy(backend: Any, x: Shares, source: Shares | Tensor, non_blocking: bool = False) -> Shares:
+def copy(backend: Host, x: Shares, source: Shares | Tensor, non_blocking: bool = False) -> Shares:
     """copy_: the payload of ``source``, broadcast to x's shape."""
     if isinstance(source, Shares):
         out = expand(backend, source, x.shape)
@@ -201,24 +220,31 @@ def copy(backend: Any, x: Shares, source: Shares | Tensor, non_blocking: bool = 
     return Shares(words[1], frac, ring, x.dtype)
 
 
-def masked_fill(backend: Any, x: Shares, mask: Tensor, value: float) -> Shares:
+def masked_fill(backend: Host, x: Shares, mask: Tensor, value: float) -> Shares:
     """Public constant where a public mask is True. Infinite fills (attention masks) have no fixed-point form."""
-    shape = torch.broadcast_shapes(x.shape, mask.shape)
+    shape = broadcast_shape(x, mask)
     fill = backend.encode(torch.tensor(float(value)), x.frac)
     data = expand(backend, x, shape).data * (~mask)
     data[0] += mask * fill
     return x.like(data)
 
 
-def where(backend: Any, condition: Tensor, x: Shares | Tensor | float, y: Shares | Tensor | float) -> Shares:
+def where(backend: Host, condition: Tensor, x: Shares | Tensor | float, y: Shares | Tensor | float) -> Shares:
     """Choice by a public condition."""
     operands = [v if isinstance(v, Shares | Tensor) else torch.tensor(float(v)) for v in (x, y)]
-    shape = torch.broadcast_shapes(condition.shape, *(tuple(v.shape) for v in operands))
+    shape = broadcast_shape(condition, *operands)
     words, frac, ring, dtype = aligned(backend, [expand(backend, v, shape) if isinstance(v, Shares) else v.expand(shape) for v in operands])
     return Shares(torch.where(condition, words[0], words[1]), frac, ring, dtype)
 
 
-def constant_pad_nd(backend: Any, x: Shares, pad: Sequence[int], value: float = 0) -> Shares:
+def constant(backend: Host, x: Tensor, like: Shares) -> Shares:
+    """A public tensor as shares that party 0 holds whole: for protocols that want shared operands."""
+    data = torch.zeros(len(like.data), *x.shape, dtype=torch.int64)
+    data[0] = backend.encode(x, backend.frac)
+    return Shares(data, backend.frac, WORD, x.dtype)
+
+
+def constant_pad_nd(backend: Host, x: Shares, pad: Sequence[int], value: float = 0) -> Shares:
     """Pad with a public constant."""
     data = torch.nn.functional.pad(x.data, list(pad))
     if value:
@@ -227,8 +253,13 @@ def constant_pad_nd(backend: Any, x: Shares, pad: Sequence[int], value: float = 
     return x.like(data)
 
 
+def represented(backend: Host, *_args: Any, **_kwargs: Any) -> float:
+    """Declared error of kernels that only move or add values: two roundings to fixed point."""
+    return float(2.0 ** (1 - backend.frac))
+
+
 def _a(op: str, run: Callable[..., Any], *kinds: str) -> list[Kernel]:
-    return [Kernel(op, kind, run) for kind in (kinds or ("A",))]
+    return [Kernel(op, kind, run, error=represented) for kind in (kinds or ("A",))]
 
 
 _aten = torch.ops.aten

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from privtensors.backends.mpc.fits import fit
+from privtensors.backends.mpc.fits import Series, fit
 from privtensors.backends.mpc.protocols.arithmetic import lift
 from privtensors.backends.mpc.protocols.compare import at_least, select
 from privtensors.backends.mpc.protocols.fourier import Plan, bulk, widen
@@ -57,9 +57,7 @@ def _activation(
     error: float,
 ) -> Activation:
     reach = window + 0.3
-    series = fit(
-        function, low=-reach, high=reach, period=2.0**period_log2, harmonics=range(1, harmonics + 1), parity=parity, ridge=1e-6
-    )
+    series = fit(function, low=-reach, high=reach, period=2.0**period_log2, harmonics=range(1, harmonics + 1), parity=parity, ridge=1e-6)
     biggest = float(np.abs(function(np.linspace(-reach, reach, 999))).max()) + 0.01
     out_frac = math.floor(29.8 - math.log2(biggest))  # the lift needs the result below 2^30
     return Activation(name, window, Plan(series, 20 - period_log2, 20, 15, out_frac), below, above, line, error)
@@ -73,7 +71,9 @@ def _gelu_tanh_even(x: Any) -> Any:
 def activation(name: str) -> Activation:
     """The evaluation plan of ``gelu``, ``gelu_tanh``, ``silu``, ``tanh``, ``sigmoid`` or ``erf``; fitted once."""
     if name == "gelu":
-        return _activation(name, lambda x: 0.5 * x * _erf(x / math.sqrt(2)), window=5.0, period_log2=4, harmonics=9, parity="even", line=True, error=1e-3)
+        return _activation(
+            name, lambda x: 0.5 * x * _erf(x / math.sqrt(2)), window=5.0, period_log2=4, harmonics=9, parity="even", line=True, error=1e-3
+        )
     if name == "gelu_tanh":
         return _activation(name, _gelu_tanh_even, window=5.0, period_log2=4, harmonics=10, parity="even", line=True, error=1e-3)
     if name == "silu":
@@ -123,7 +123,6 @@ def activate(rt: Runtime, x: Shares, name: str) -> Protocol[Shares]:
 
 
 @functools.cache
-def exponential_plan() -> Plan:
-    """exp(x/2) on [-24, 8] with a margin of half a unit."""
-    series = fit(lambda x: np.exp(x / 2), low=-24.6, high=8.6, period=64.0, harmonics=range(1, 25), ridge=1e-6)
-    return Plan(series, 14, 20, 15, 22)
+def exponential_series() -> Series:
+    """exp(x/2) on [-24, 8] with a margin of half a unit, period 64."""
+    return fit(lambda x: np.exp(x / 2), low=-24.6, high=8.6, period=64.0, harmonics=range(1, 31), ridge=1e-9)

@@ -113,7 +113,15 @@ def lift(rt: Runtime, x: Shares, frac: int) -> Protocol[Shares]:
 
 
 def lift_words(rt: Runtime, data: Tensor, ring: int, shift: int) -> Protocol[Tensor]:
-    """The words behind :func:`lift`; ``data`` may be int32 when ``ring`` is at most 32."""
+    """The words behind :func:`lift`; ``data`` may be int32 when ``ring`` is at most 32.
+
+    Raises:
+        ProtocolError: A shift that leaves nothing of the ring.
+    """
+    if not 0 <= shift <= ring - 2:
+        raise ProtocolError(f"truncation by {shift} bits in a ring of {ring}", where="mpc bookkeeping")
+    if ring == WORD and shift == 0:
+        return data
     shape = tuple(data.shape[1:])
     mask = rt.dealer.mask(shape, data.dtype)
     with rt.meter.offline():

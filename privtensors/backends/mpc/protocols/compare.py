@@ -14,6 +14,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from privtensors.backends.mpc.dealer import Mask
 from privtensors.backends.mpc.protocols.arithmetic import shrink
 from privtensors.backends.mpc.runtime import Open, Protocol, Runtime
 from privtensors.backends.mpc.shares import WORD, Shares
@@ -22,9 +23,7 @@ from privtensors.errors import ProtocolError
 DIGIT: Final = 5  # a thermometer of a 5-bit digit fills an int32 word
 
 
-def at_least(
-    rt: Runtime, x: Shares, thresholds: Sequence[int], *, frac: int, range_bits: int, group: int = 3
-) -> Protocol[Tensor]:
+def at_least(rt: Runtime, x: Shares, thresholds: Sequence[int], *, frac: int, range_bits: int, group: int = 3) -> Protocol[Tensor]:
     """Boolean shares of ``x ≥ t`` for public thresholds.
 
     Args:
@@ -171,7 +170,7 @@ def select(rt: Runtime, terms: Sequence[tuple[Tensor, Shares | int]], like: Shar
         like: Gives scale, ring and dtype of the result when every value is public.
     """
     shape = tuple(terms[0][0].shape[1:])
-    prepared = []
+    prepared: list[tuple[Tensor, Mask | None, Tensor | None, Shares | int]] = []
     messages: list[Open] = []
     for bit, value in terms:
         flip = rt.dealer.xor_mask(shape, torch.int8)
@@ -191,16 +190,16 @@ def select(rt: Runtime, terms: Sequence[tuple[Tensor, Shares | int]], like: Shar
     opened = iter((yield messages))
     total: Tensor | None = None
     frac, ring = like.frac, WORD
-    for arithmetic, mask, masked, value in prepared:
+    for arithmetic, value_mask, value_masked, value in prepared:
         flipped = next(opened).to(torch.int64) & 1
         sign = 1 - 2 * flipped
         arithmetic *= sign
         arithmetic[0] += flipped
-        if mask is not None and masked is not None and isinstance(value, Shares):
+        if value_mask is not None and value_masked is not None and isinstance(value, Shares):
             arithmetic *= next(opened)
-            masked *= sign
-            arithmetic -= masked
-            arithmetic -= mask.shares * flipped
+            value_masked *= sign
+            arithmetic -= value_masked
+            arithmetic -= value_mask.shares * flipped
             frac, ring = value.frac, min(ring, value.ring)
         elif isinstance(value, int) and value != 1:
             arithmetic *= value
@@ -209,9 +208,7 @@ def select(rt: Runtime, terms: Sequence[tuple[Tensor, Shares | int]], like: Shar
     return Shares(total, frac, ring, like.dtype)
 
 
-def clamp(
-    rt: Runtime, x: Shares, low: int | None, high: int | None, *, frac: int, range_bits: int
-) -> Protocol[Shares]:
+def clamp(rt: Runtime, x: Shares, low: int | None, high: int | None, *, frac: int, range_bits: int) -> Protocol[Shares]:
     """``x`` limited to [low, high], both in units of ``2^-frac``; scale and ring stay. Within one unit of a limit either
     side may be returned."""
     limits = [t for t in (low, high) if t is not None]

@@ -24,9 +24,7 @@ _GUARD = 4  # an interval's limits are decided to 1/16 of its lower end
 
 @functools.cache
 def _unit_fit(exponent: float) -> Series:
-    return fit(
-        lambda x: x**exponent, low=0.9, high=4.5, period=8.0, harmonics=range(1, 11), ridge=1e-9, weight=lambda x: x**-exponent
-    )
+    return fit(lambda x: x**exponent, low=0.9, high=4.5, period=8.0, harmonics=range(1, 11), ridge=1e-9, weight=lambda x: x**-exponent)
 
 
 def power(rt: Runtime, x: Shares, exponent: float, *, low: int, octaves: int) -> Protocol[Shares]:
@@ -46,7 +44,15 @@ def power(rt: Runtime, x: Shares, exponent: float, *, low: int, octaves: int) ->
     scales = [2.0 ** (exponent * (low + 2 * j)) for j in range(count)]
     series = tuple(
         Series(
-            unit.constant * s, tuple(c * s for c in unit.cosine), tuple(c * s for c in unit.sine), unit.harmonics, 8.0, 0.9, 4.5, unit.error, unit.relative
+            constant=unit.constant * s,
+            cosine=tuple(c * s for c in unit.cosine),
+            sine=tuple(c * s for c in unit.sine),
+            harmonics=unit.harmonics,
+            period=unit.period,
+            low=unit.low,
+            high=unit.high,
+            error=unit.error * s,
+            relative=unit.relative,
         )
         for s in scales
     )

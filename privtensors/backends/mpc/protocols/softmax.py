@@ -27,8 +27,8 @@ from privtensors.backends.mpc.shares import WORD, Shares, Wire
 LOW: Final = -20.0  # scores this far below their row's mean weigh less than 3e-9
 HIGH: Final = 44.0  # scores further above it are treated as equal
 _OFFSET: Final = 20  # index of a score at the row's mean
-_SCORE: Final = 13  # fractional bits of opened queries and keys
-_EXP: Final = 12  # fractional bits of opened exponentials
+SCORE_FRAC: Final = 13  # fractional bits of opened queries and keys
+EXP_FRAC: Final = 12  # fractional bits of opened exponentials
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,6 @@ def softmax_parts(rt: Runtime, s: Shares, keep: Tensor | None, factor: float) ->
         ``e`` and the row sums, 12 fractional bits, ring 52. Sums lie between 0.1 and 10 times the row length.
     """
     scale = scale_of(factor)
-    n = s.shape[-1]
     t = yield from _centred(rt, s, keep)
     cut_frac = 1 - scale.cell_bits  # half a cell
     cut = 2.0**cut_frac / factor
@@ -76,8 +75,8 @@ def softmax_parts(rt: Runtime, s: Shares, keep: Tensor | None, factor: float) ->
         t.data[0] += (~keep).to(torch.int64) * (round(LOW * cut) << (t.frac - cut_frac))
     top = yield from _coarse_max(rt, t, scale.cell_bits)
     x = t.like(t.data - (top << (t.frac + scale.cell_bits)).unsqueeze(-1), ring=min(t.ring, 16 + t.frac + scale.cell_bits))
-    root = yield from widen(rt, (yield from bulk(rt, x, scale.plan)), scale.plan.out_frac, _EXP, s.dtype)
-    e = rescale(square_wire(rt, (yield from open_wire(rt, root))), _EXP)
+    root = yield from widen(rt, (yield from bulk(rt, x, scale.plan)), scale.plan.out_frac, EXP_FRAC, s.dtype)
+    e = rescale(square_wire(rt, (yield from open_wire(rt, root))), EXP_FRAC)
     if keep is not None:
         e = e.like(e.data * keep)
     return e, e.like(e.data.sum(-1))
@@ -116,7 +115,7 @@ def _coarse_max(rt: Runtime, t: Shares, cell_bits: int) -> Protocol[Tensor]:
             ones = torch.zeros(*word.shape[:-1], pad, dtype=torch.int64)
             ones[0] = -1
             word = torch.cat([word, ones], -1)
-        groups = word.unflatten(-1, (-1, width))
+        groups = word.view(*word.shape[:-1], -1, width)
         (word,) = yield from and_products(rt, [groups[..., i].contiguous() for i in range(width)], [tuple(range(width))])
     word = word[..., 0]
     word[0] ^= -1
@@ -157,7 +156,7 @@ def attention(rt: Runtime, q: Shares, k: Shares, v: Shares, keep: Tensor | None,
     """
 
     def scores() -> Protocol[tuple[Shares, Shares]]:
-        wire_q, wire_k = yield from parallel(open_wire(rt, q, min(q.frac, _SCORE)), open_wire(rt, k, min(k.frac, _SCORE)))
+        wire_q, wire_k = yield from parallel(open_wire(rt, q, min(q.frac, SCORE_FRAC)), open_wire(rt, k, min(k.frac, SCORE_FRAC)))
         s = matmul_wires(rt, wire_q, wire_k.map(lambda t, lead: t.transpose(-1, -2)))
         s.dtype = q.dtype
         if bias is not None:

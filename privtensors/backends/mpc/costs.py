@@ -1,0 +1,292 @@
+"""Declared cost of every protocol and kernel, as formulas; the conformance suite measures what really crosses the wire.
+
+``n`` counts elements. Formulas hold for freshly protected operands: normal scale, never opened before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Final
+
+from privtensors.backends.mpc.protocols.compare import DIGIT
+from privtensors.backends.mpc.protocols.softmax import EXP_FRAC, SCORE_FRAC, scale_of
+from privtensors.backends.mpc.shares import WORD, Shares, broadcast_shape
+from privtensors.core.kernel import FREE, Cost
+from privtensors.transport.base import packed_size
+
+RANGE_BITS: Final = 18  # comparisons are right for |x| < 2^18
+CUT_FRAC: Final = 12  # clamps and ReLU decide to 2^-12
+
+
+def opened(n: int, bits: int) -> Cost:
+    """One round in which each party sends ``n`` words of ``bits`` bits."""
+    return Cost(1, packed_size(n, bits))
+
+
+def beside(*costs: Cost) -> Cost:
+    """Protocols that share rounds."""
+    return Cost(max(c.rounds for c in costs), sum(c.bytes for c in costs))
+
+
+def then(*costs: Cost) -> Cost:
+    """Protocols one after the other."""
+    return sum(costs, FREE)
+
+
+def comparison(n: int, thresholds: int, frac: int, range_bits: int, group: int = 3) -> Cost:
+    """at_least: one opening of the window, then AND rounds over groups of digits."""
+    low = frac + range_bits
+    cost, digits = opened(n, low + 1), -(-low // DIGIT)
+    while digits > 1:
+        sizes = [min(group, digits - start) for start in range(0, digits, group)]
+        # Per group: the higher digits' equalities and the lower digits' orders; the whole group's equality if not the lowest.
+        words = sum(2 * (size - 1) + (1 if i and size > 1 else 0) for i, size in enumerate(sizes))
+        cost += Cost(1, words * packed_size(n * thresholds, 1))
+        digits = len(sizes)
+    return cost
+
+
+def selection(n: int, shared: int, public: int, ring: int = WORD) -> Cost:
+    """select: one bit per term and one word per shared term, in one round."""
+    return Cost(1, (shared + public) * packed_size(n, 1) + shared * packed_size(n, ring))
+
+
+def power(n: int, frac: int, low: int, octaves: int, ring: int = WORD) -> Cost:
+    """power: the pieces' opening beside the comparison, then the selection."""
+    count = octaves // 2
+    wide = min(ring - frac - 2, low + octaves + 6)
+    return then(beside(opened(n, ring), comparison(n, count + 1, 4 - low, wide)), selection(n, count, 2))
+
+
+def _n(x: Any) -> int:
+    return math.prod(x.shape) if isinstance(x, Shares) else 0
+
+
+def product(backend: Any, x: Any, y: Any, *_rest: Any, **_options: Any) -> Cost:
+    """Openings of both operands, 8 bytes per element; local when one is public."""
+    if not (isinstance(x, Shares) and isinstance(y, Shares)):
+        return FREE
+    return opened(_n(x), WORD) if x is y else beside(opened(_n(x), WORD), opened(_n(y), WORD))
+
+
+def added_product(backend: Any, x: Any, a: Any, b: Any, *, value: float = 1) -> Cost:
+    """addcmul: the product's openings."""
+    return product(backend, a, b)
+
+
+def chosen(backend: Any, condition: Any, x: Any, y: Any) -> Cost:
+    """where with a shared condition: one product."""
+    if not (isinstance(x, Shares) or isinstance(y, Shares)):
+        return FREE
+    return beside(opened(_n(condition), WORD), opened(math.prod(broadcast_shape(x, y)), WORD))
+
+
+def filled(backend: Any, x: Any, condition: Any, value: float) -> Cost:
+    """masked_fill with a shared mask."""
+    return chosen(backend, condition, value, x)
+
+
+def sign(backend: Any, x: Any, *_rest: Any, **_options: Any) -> Cost:
+    """relu, abs."""
+    n = _n(x)
+    return then(comparison(n, 1, CUT_FRAC, RANGE_BITS), selection(n, 1, 0))
+
+
+def maximum(backend: Any, x: Any, y: Any) -> Cost:
+    """As relu of the difference."""
+    n = math.prod(broadcast_shape(x, y))
+    return then(comparison(n, 1, CUT_FRAC, RANGE_BITS), selection(n, 1, 0))
+
+
+def compared(backend: Any, x: Any, y: Any) -> Cost:
+    """gt, ge, lt, le: exact, so at the operands' full scale."""
+    n = math.prod(broadcast_shape(x, y))
+    frac = max(v.frac if isinstance(v, Shares) else 0 for v in (x, y))
+    return then(comparison(n, 1, frac, RANGE_BITS), selection(n, 0, 1))
+
+
+def clamped(backend: Any, x: Any, low: float | None = None, high: float | None = None) -> Cost:
+    """clamp, hardtanh."""
+    n, limits = _n(x), (low is not None) + (high is not None)
+    return then(comparison(n, limits, CUT_FRAC, RANGE_BITS), selection(n, 1, limits))
+
+
+def activation(line: bool, constants: int) -> Callable[..., Cost]:
+    """Window comparison beside Fourier opening and lift (and the lift of x / 2), then the selection."""
+
+    def cost(backend: Any, x: Any, **_options: Any) -> Cost:
+        n = _n(x)
+        series = then(opened(n, 20), opened(n, 32))
+        parts = [comparison(n, 2, 2, 13), series, *([opened(n, WORD)] if line else [])]
+        return then(beside(*parts), selection(n, 2 if line else 1, constants))
+
+    return cost
+
+
+def exponential(backend: Any, x: Any) -> Cost:
+    """exp: clamp, Fourier opening, lift, square."""
+    n = _n(x)
+    return then(comparison(n, 2, 2, RANGE_BITS), selection(n, 1, 2), *[opened(n, WORD)] * 3)
+
+
+def root(inverse: bool) -> Callable[..., Cost]:
+    """rsqrt, sqrt."""
+
+    def cost(backend: Any, x: Any, *_rest: Any) -> Cost:
+        n = _n(x)
+        base = then(power(n, x.frac, -16, 30), opened(n, WORD))
+        return base if inverse else then(base, beside(opened(n, WORD), opened(n, WORD)))
+
+    return cost
+
+
+def inverse(n: int, frac: int) -> Cost:
+    """reciprocal_of: open, power of the square, lift, open, lift, open, lift."""
+    return then(opened(n, WORD), power(n, 2 * frac, -16, 36), *[opened(n, WORD)] * 5)
+
+
+def reciprocal(backend: Any, x: Any) -> Cost:
+    """reciprocal."""
+    return inverse(_n(x), backend.frac)
+
+
+def quotient(backend: Any, x: Any, y: Any) -> Cost:
+    """div: by a shared tensor its reciprocal times x; else local."""
+    if not isinstance(y, Shares):
+        return FREE
+    n = _n(y)
+    base = inverse(n, backend.frac)
+    return then(base, beside(opened(_n(x), WORD), opened(n, WORD))) if isinstance(x, Shares) else base
+
+
+def whole_power(backend: Any, x: Any, exponent: float) -> Cost:
+    """pow: a square costs one opening; the third and fourth powers lift and open it again."""
+    n = _n(x)
+    if exponent in (0.5, -0.5):
+        return root(exponent < 0)(backend, x)
+    if exponent == -1:
+        return reciprocal(backend, x)
+    return then(*[opened(n, WORD)] * {1: 0, 2: 1, 3: 3, 4: 3}[int(exponent)])
+
+
+def batch_norm(backend: Any, x: Any, weight: Any, bias: Any, mean: Any, var: Any, *options: Any) -> Cost:
+    """batch_norm: the product with a shared gain; with shared statistics the inverse deviation before it."""
+    if isinstance(var, Shares):
+        gain = then(root(True)(backend, var), opened(_n(var), WORD) if not isinstance(weight, Shares) else FREE)
+        if isinstance(weight, Shares):
+            gain = then(gain, beside(opened(_n(weight), WORD), opened(_n(var), WORD)), opened(_n(var), WORD))
+        return then(gain, beside(opened(_n(x), WORD), opened(_n(var), WORD)))
+    if not isinstance(weight, Shares):
+        return FREE
+    eps = options[2] if len(options) == 3 else options[1]
+    folded = bool(((var + eps).rsqrt() == 1).all())  # statistics folded into the gain by its owner
+    rescaled = FREE if folded else opened(_n(weight), WORD)
+    return then(rescaled, beside(opened(_n(x), WORD), opened(_n(weight), WORD)))
+
+
+def tournament(backend: Any, count: int, length: int) -> Cost:
+    """Pairwise maxima of ``count`` rows of ``length``."""
+    total = FREE
+    while length > 1:
+        n = count * (length // 2)
+        total = then(total, comparison(n, 1, CUT_FRAC, RANGE_BITS), selection(n, 1, 0))
+        length -= length // 2
+    return total
+
+
+def row_maximum(backend: Any, x: Any, dim: Any = (), keepdim: bool = False) -> Cost:
+    """amax."""
+    dims = {d % len(x.shape) for d in dim} or set(range(len(x.shape)))
+    length = math.prod(x.shape[d] for d in dims)
+    return tournament(backend, _n(x) // length if length else 0, length)
+
+
+def max_pool(backend: Any, x: Any, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False) -> Cost:
+    """max_pool2d: a tournament per window."""
+
+    def pair(value: Any) -> list[int]:
+        both = [value] if isinstance(value, int) else list(value)
+        return both * 2 if len(both) == 1 else both
+
+    size, pad, gap = pair(kernel), pair(padding), pair(dilation)
+    step = pair(stride) if stride else size
+    outs = [(x.shape[-2 + i] + 2 * pad[i] - gap[i] * (size[i] - 1) - 1) // step[i] + 1 for i in (0, 1)]
+    return tournament(backend, math.prod(x.shape[:-2]) * outs[0] * outs[1], size[0] * size[1])
+
+
+def softmax_rows(shape: tuple[int, ...], frac: int, ring: int, factor: float) -> Cost:
+    """softmax_parts: centre, clamp, coarse maximum, exp."""
+    n, length = math.prod(shape), shape[-1]
+    rows = math.prod(shape[:-1])
+    scale = scale_of(factor)
+    cut = 1 - scale.cell_bits
+    ring_t = min(ring, WORD - max(28 - frac, 0))
+    tree, left = FREE, length
+    while left > 1:
+        width = min(4, left)
+        groups = -(-left // width)
+        tree = then(tree, Cost(1, width * packed_size(rows * groups, 64)))
+        left = groups
+    return then(
+        opened(rows, ring),
+        comparison(n, 2, cut, min(ring_t - frac - 2, 20 - cut)),
+        selection(n, 1, 2, ring_t),
+        opened(n, 6),
+        tree,
+        opened(rows, 64),
+        opened(n, scale.plan.period_bits),
+        opened(n, 32),
+        opened(n, WORD),
+    )
+
+
+def _row_inverse(rows: int, length: int) -> Cost:
+    octaves = 10 + math.ceil(math.log2(length + 1))
+    return then(power(rows, EXP_FRAC, -6, octaves + octaves % 2, WORD - EXP_FRAC), opened(rows, WORD))
+
+
+def softmax(backend: Any, x: Any, dim: int, *_rest: Any) -> Cost:
+    """softmax: lift to 16 bits, rows, reciprocal beside the opening of the weights, product, lift."""
+    n = len(x.shape)
+    shape = (*(size for i, size in enumerate(x.shape) if i != dim % n), x.shape[dim])
+    count, rows = math.prod(shape), math.prod(shape[:-1])
+    return then(
+        opened(count, WORD),
+        softmax_rows(shape, 16, WORD, 1.0),
+        beside(_row_inverse(rows, shape[-1]), opened(count, WORD - EXP_FRAC)),
+        opened(rows, WORD),
+        opened(count, WORD - EXP_FRAC),
+    )
+
+
+def attention(backend: Any, q: Any, k: Any, v: Any, *_rest: Any, **options: Any) -> Cost:
+    """attention: openings, rows of scores, reciprocal beside the product with v, normalisation."""
+    scale = options.get("scale")
+    factor = scale if scale is not None else 1.0 / math.sqrt(q.shape[-1])
+    batch = q.shape[:-2]
+    rows, length = math.prod(batch) * q.shape[-2], k.shape[-2]
+    size_q, size_k, size_v = (math.prod(t.shape) for t in (q, k, v))
+    out = rows * v.shape[-1]
+    ring = WORD - (backend.frac - SCORE_FRAC)
+    scores = then(
+        beside(opened(size_q, ring), opened(size_k, ring)), softmax_rows((*batch, q.shape[-2], length), 2 * SCORE_FRAC, ring, factor)
+    )
+    mixed = then(opened(out, WORD - EXP_FRAC), opened(out, WORD))
+    first = beside(scores, opened(size_v, WORD))
+    second = beside(opened(rows * length, WORD - EXP_FRAC), opened(size_v, WORD), _row_inverse(rows, length))
+    return then(first, second, beside(mixed, opened(rows, WORD)), opened(out, WORD))
+
+
+def layer_norm(backend: Any, x: Any, shape: Any, weight: Any = None, *_rest: Any) -> Cost:
+    """layer_norm: open, inverse deviation beside the weighted numerator, product, lift. Of a public x only the gain is shared."""
+    if not isinstance(x, Shares):
+        return FREE
+    size = math.prod(shape)
+    n, rows = _n(x), _n(x) // size if size else 0
+    bits = math.ceil(math.log2(size))
+    frac = min(18, (62 - 15 - 2 * bits) // 2)
+    deviation = then(power(rows, 2 * frac, 2 * bits - 16, 30), opened(rows, WORD), opened(rows, WORD))
+    weighted = then(opened(_n(weight), WORD), opened(n, WORD), opened(n, WORD)) if isinstance(weight, Shares) else FREE
+    first = opened(n, WORD) if frac != backend.frac else FREE
+    return then(first, opened(n, WORD), beside(deviation, weighted), opened(n, WORD))
