@@ -41,7 +41,9 @@ def check_plain(x: object, where: str) -> Tensor:
         raise InvalidInput(f"expected a torch.Tensor, got {type(x).__name__}", where=where, fix="wrap it with torch.as_tensor first")
     if x.layout is not torch.strided or x.is_quantized:
         raise InvalidInput(
-            f"expected a dense tensor, got layout {x.layout}{', quantized' if x.is_quantized else ''}", where=where, fix="call .to_dense() or .dequantize()"
+            f"expected a dense tensor, got layout {x.layout}{', quantized' if x.is_quantized else ''}",
+            where=where,
+            fix="call .to_dense() or .dequantize()",
         )
     if x.device.type != "cpu":
         raise InvalidInput(f"expected a tensor on the CPU, got one on {x.device}", where=where, fix="call .cpu() first")

@@ -99,7 +99,9 @@ def resolve(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         plain.extend(row.fill[len(args) :])
     if row.inplace and not isinstance(args[0], SafeTensor):
         raise PlaintextLeak(
-            f"{func} would write a protected value into a plain tensor", where="dispatch", fix="call privtensors.reveal, or protect the target"
+            f"{func} would write a protected value into a plain tensor",
+            where="dispatch",
+            fix="call privtensors.reveal, or protect the target",
         )
     kernel = backend.kernels.get((row.op, kinds))
     if kernel is None:
@@ -139,7 +141,9 @@ def _wrap(out: Any, row: Route, backend: Backend, owner: str, base: State | None
         if row.public or out.numel() == 0:  # carries no value, e.g. zeros_like
             return out
         raise PlaintextLeak(
-            f"the kernel returned a plain tensor of shape {tuple(out.shape)}", where=f"{row.op} of backend {backend.name!r}", fix="report it to the backend's author"
+            f"the kernel returned a plain tensor of shape {tuple(out.shape)}",
+            where=f"{row.op} of backend {backend.name!r}",
+            fix="report it to the backend's author",
         )
     return SafeTensor(State(out, backend, owner, base))
 
@@ -147,7 +151,9 @@ def _wrap(out: Any, row: Route, backend: Backend, owner: str, base: State | None
 def _write(func: Any, target: SafeTensor, out: Any) -> SafeTensor:
     if tuple(out.shape) != tuple(target.shape) or out.dtype != target.dtype:
         raise UnsupportedOp(
-            f"{func} would change {tuple(target.shape)} {target.dtype} to {tuple(out.shape)} {out.dtype}", where="dispatch", fix="write out of place: y = x + z"
+            f"{func} would change {tuple(target.shape)} {target.dtype} to {tuple(out.shape)} {out.dtype}",
+            where="dispatch",
+            fix="write out of place: y = x + z",
         )
     target._state.replace(out)
     return target
@@ -160,7 +166,9 @@ def _check_keywords(func: Any, kwargs: dict[str, Any], row: Route | None) -> Non
                 f"{func} takes a SafeTensor as keyword {key!r}", where="dispatch", fix="out= and protected keyword arguments are not routed"
             )
         if key == "device" and row is not None and value is not None and value.type != "cpu":
-            raise UnsupportedOp(f"{func} would move a SafeTensor to {value}", where="dispatch", fix="SafeTensors stay on the CPU; drop .to(device)")
+            raise UnsupportedOp(
+                f"{func} would move a SafeTensor to {value}", where="dispatch", fix="SafeTensors stay on the CPU; drop .to(device)"
+            )
 
 
 def _mixed(func: Any, a: Backend, b: Backend) -> MixedBackends:
@@ -199,7 +207,11 @@ def _has(name: str, op: str) -> bool:
 
 def _no_kernel(op: str, kinds: str, func: Any, backend: Backend) -> UnsupportedOp:
     others = [name for name in backend_names() if name != backend.name and _has(name, op)]
-    have = f"backends with {op}: {', '.join(others)}; move there with privtensors.convert" if others else f"no other installed backend has {op}"
+    have = (
+        f"backends with {op}: {', '.join(others)}; move there with privtensors.convert"
+        if others
+        else f"no other installed backend has {op}"
+    )
     same = sorted(key[1] for key in backend.kernels if key[0] == op)
     if same:
         have = f"it has {op} for operand kinds {', '.join(same)} (P = public); {have}"

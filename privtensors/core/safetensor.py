@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -38,7 +39,9 @@ class State:
             StaleView: The base of this view, or a view of this base, was changed in place since.
         """
         if self.stale:
-            raise StaleView("a view of this tensor was changed in place", where="SafeTensor", fix="use the view, or write out of place: y = x + z")
+            raise StaleView(
+                "a view of this tensor was changed in place", where="SafeTensor", fix="use the view, or write out of place: y = x + z"
+            )
         if self.base is not None and (self.base.stale or self.base.version != self.base_version):
             raise StaleView("this view's base was changed in place after the view was taken", where="SafeTensor", fix="take the view again")
         return self.payload
@@ -94,7 +97,9 @@ class SafeTensor(Tensor):
         super().__init__()
 
     def __init_subclass__(cls, **_kwargs: Any) -> NoReturn:
-        raise RegistryError(f"{cls.__name__} may not derive from SafeTensor", where="SafeTensor", fix="write a backend: docs/guides/backends.md")
+        raise RegistryError(
+            f"{cls.__name__} may not derive from SafeTensor", where="SafeTensor", fix="write a backend: docs/guides/backends.md"
+        )
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
@@ -130,7 +135,9 @@ class SafeTensor(Tensor):
     def data(self, value: Tensor) -> None:
         if not isinstance(value, SafeTensor) or value.shape != self.shape or value.dtype != self.dtype:
             raise InvalidInput(
-                f"expected a SafeTensor of shape {tuple(self.shape)} and dtype {self.dtype}", where="SafeTensor.data", fix="call privtensors.protect first"
+                f"expected a SafeTensor of shape {tuple(self.shape)} and dtype {self.dtype}",
+                where="SafeTensor.data",
+                fix="call privtensors.protect first",
             )
         self._state = value._state
 
@@ -209,7 +216,9 @@ def reveal(
         raise InvalidInput(f"expected a SafeTensor, got {type(x).__name__}", where="reveal", fix="plain values need no reveal")
     if release is not None:
         raise ParameterError(
-            f"backend {x.backend_name!r} has no release mechanisms", where="reveal(release=…)", fix="drop release=, or protect with a DP technique"
+            f"backend {x.backend_name!r} has no release mechanisms",
+            where="reveal(release=…)",
+            fix="drop release=, or protect with a DP technique",
         )
     state = x._state
     payload, receiver = state.current(), to or state.owner
@@ -225,6 +234,43 @@ def reveal(
         )
     )
     return state.backend.reveal(payload, to=receiver)
+
+
+def reveal_outputs(outputs: Mapping[str, Tensor], *, to: str, session: Session | None = None) -> dict[str, Tensor]:
+    """Hand several outputs of one run to one party, as *one* recorded disclosure; if recording fails, nothing leaves.
+
+    Args:
+        outputs: SafeTensors of one backend by name, e.g. ``logits``.
+        to: Receiving party.
+        session: Session whose recorder is used; default the current one.
+
+    Returns:
+        The plain values under the same names.
+
+    Raises:
+        InvalidInput: There is no output, or one is not a SafeTensor.
+        MixedBackends: They belong to two backends.
+    """
+    states: dict[str, State] = {}
+    for name, x in outputs.items():
+        if not isinstance(x, SafeTensor):
+            raise InvalidInput(
+                f"{name} is not a SafeTensor but {type(x).__name__}", where="reveal_outputs", fix="plain values need no reveal"
+            )
+        states[name] = x._state
+    if not states:
+        raise InvalidInput("there is nothing to reveal", where="reveal_outputs", fix="give at least one output")
+    backend = next(iter(states.values())).backend
+    if any(state.backend is not backend for state in states.values()):
+        raise MixedBackends("the outputs belong to two backends", where="reveal_outputs", fix="reveal them one by one")
+    payloads = {name: state.current() for name, state in states.items()}
+    kinds = {name: (tuple(p.shape), str(p.dtype).removeprefix("torch.")) for name, p in payloads.items()}
+    shape, dtype = next(iter(kinds.values()))
+    details = tuple((name, f"{dtype}[{', '.join(map(str, shape))}]") for name, (shape, dtype) in kinds.items())
+    (session or current_session()).recorder.record(
+        Disclosure(backend.name, shape, dtype, to, ", ".join(kinds), backend.simulated, backend.guarantee, details)
+    )
+    return {name: backend.reveal(payload, to=to) for name, payload in payloads.items()}
 
 
 def convert(x: Tensor, technique: TechniqueSpec | str, *, session: Session | None = None) -> SafeTensor:

@@ -42,7 +42,9 @@ class Session:
         if self._recorder is None:
             names = registry().names(RECORDERS)
             if not names:
-                raise RegistryError("no recorder is registered, so reveals cannot be recorded", where="Session", fix="reinstall privtensors")
+                raise RegistryError(
+                    "no recorder is registered, so reveals cannot be recorded", where="Session", fix="reinstall privtensors"
+                )
             self._recorder = registry().load(RECORDERS, names[0])(session=self.id)
         assert self._recorder is not None
         return self._recorder
@@ -57,7 +59,9 @@ class Session:
         spec = technique_class(technique)() if isinstance(technique, str) else technique
         if not isinstance(spec, TechniqueSpec):
             raise InvalidInput(
-                f"expected a technique such as MPC() or its name, got {type(technique).__name__}", where="protect", fix="pass pt.MPC() or 'mpc'"
+                f"expected a technique such as MPC() or its name, got {type(technique).__name__}",
+                where="protect",
+                fix="pass pt.MPC() or 'mpc'",
             )
         if spec.backend is None:
             raise InvalidInput(

@@ -46,10 +46,11 @@ def gap_keys(trial: Trial) -> tuple[str, ...]:
     return op, f"{op}({pattern})", f"{op}[{name}]", f"{op}({pattern})[{name}]"
 
 
-def run_trial(trial: Trial, technique: TechniqueSpec, session: Session, missing: Any) -> SafeTensor | None:
+def run_trial(trial: Trial, technique: TechniqueSpec, session: Session, missing: Any, resolution: float = 0.0) -> SafeTensor | None:
     """Run ``trial`` and compare value, shape, dtype and cost; where ``missing`` lists it, check that it raises.
 
-    The reference gets the operands as the backend represents them, so that the comparison measures the kernel alone.
+    The reference gets the operands as the backend represents them, so that the comparison measures the kernel alone; the
+    allowed error is what the kernel declares, plus ``resolution`` for representing the result, plus float32 slack.
 
     Returns:
         The (first) result, or None where it is missing or not protected.
@@ -57,7 +58,7 @@ def run_trial(trial: Trial, technique: TechniqueSpec, session: Session, missing:
     listed = next((key for key in gap_keys(trial) if key in missing), None)
     label = f"{trial.op.name}({trial.pattern()}), sample {trial.sample.name!r}"
     try:
-        return _run(trial, technique, session, label, listed)
+        return _run(trial, technique, session, label, listed, resolution)
     except UnsupportedOp as error:
         if listed is None:
             pytest.fail(f"{label} is not supported and not listed in missing: {error}")
@@ -68,7 +69,7 @@ def run_trial(trial: Trial, technique: TechniqueSpec, session: Session, missing:
         return None
 
 
-def _run(trial: Trial, technique: TechniqueSpec, session: Session, label: str, listed: str | None) -> SafeTensor | None:
+def _run(trial: Trial, technique: TechniqueSpec, session: Session, label: str, listed: str | None, resolution: float) -> SafeTensor | None:
     case = trial.sample
     seen = tuple(_map(a, lambda x: reveal(protect(x, technique))) if i in trial.mix else a for i, a in enumerate(case.args))
     args = tuple(_map(a, lambda x: protect(x, technique)) if i in trial.mix else a for i, a in enumerate(case.args))
@@ -85,7 +86,7 @@ def _run(trial: Trial, technique: TechniqueSpec, session: Session, label: str, l
     spent = scope.spent
     assert spent.rounds == cost.rounds, f"{label}: declared {cost.rounds} rounds, took {spent.rounds}"
     assert spent.bytes_sent == cost.bytes, f"{label}: declared {cost.bytes} bytes, sent {spent.bytes_sent}"
-    _compare(out, reference(case, seen), error, label, trial.op, first=True)
+    _compare(out, reference(case, seen), error + resolution, label, trial.op, first=True)
     result = out[0] if isinstance(out, (tuple, list)) and out else out
     return result if isinstance(result, SafeTensor) else None
 
@@ -116,7 +117,9 @@ def _compare(got: Any, want: Any, error: float, label: str, op: Op, *, first: bo
         relative = max(SLACK, 2 * torch.finfo(want.dtype).eps)
         allowed = error + 1e-6 + relative * float(want.double().abs().max())
         off = float((value.double() - want.double()).abs().max())
-        assert off <= allowed, f"{label}: off by {off:.3g}, declared error {error:.3g} (allowed with float32 slack: {allowed:.3g})"
+        assert off <= allowed, (
+            f"{label}: off by {off:.3g}, declared error and resolution {error:.3g} (allowed with float32 slack: {allowed:.3g})"
+        )
 
 
 def _map(a: Any, each: Any) -> Any:

@@ -10,19 +10,19 @@ from privtensors.backends.mpc.kernels import nonlinear as n
 from privtensors.backends.mpc.kernels.arithmetic import absolute, addcmul, choose, div, fill, pow_, reciprocal_of, root, ulps
 from privtensors.core.kernel import Kernel, KernelTable, kernel_table
 
-_COMPARISONS = [
+_COMPARISONS: Final = tuple(
     Kernel(name, kinds, n.comparison_kernel(strict, less), costs.compared)
     for name, strict, less in (("gt", True, False), ("ge", False, False), ("lt", True, True), ("le", False, True))
     for kinds in ("A", "AA", "AP", "PA")
-]
+)
 
-_EXTREMES = [
+_EXTREMES: Final = tuple(
     Kernel(name, kinds, run, costs.maximum, absolute(2**-11))
     for name, run in (("maximum", n.maximum), ("minimum", n.minimum))
     for kinds in ("AA", "AP", "PA")
-]
+)
 
-_NONLINEAR = [
+_NONLINEAR: Final = (
     Kernel("amax", "A", n.amax, costs.row_maximum, absolute(2**-9)),
     Kernel("max_pool2d", "A", n.max_pool2d, costs.max_pool, absolute(2**-9)),
     Kernel("abs", "A", n.abs_, costs.sign, absolute(2**-10)),
@@ -43,14 +43,17 @@ _NONLINEAR = [
     *(Kernel("addcmul", kinds, addcmul, costs.added_product, ulps(2)) for kinds in ("AAA", "AAP", "APA", "PAA", "PAP", "PPA", "APP")),
     *(Kernel("where", kinds, choose, costs.chosen, ulps(2)) for kinds in ("AAA", "AAP", "APA", "APP", "AA", "AP")),
     *(Kernel("masked_fill", kinds, fill, costs.filled, ulps(2)) for kinds in ("AA", "PA")),
-]
+)
 
-_FUSED = [
+_FUSED: Final = (
     Kernel("softmax", "A", n.softmax_, costs.softmax, absolute(2e-3)),
-    *(Kernel("layer_norm", kinds, n.layer_norm_, costs.layer_norm, absolute(4e-3)) for kinds in ("AAA", "AA", "A", "APP", "AP", "AAP", "APA", "PAA", "PAP", "PPA", "PA")),
+    *(
+        Kernel("layer_norm", kinds, n.layer_norm_, costs.layer_norm, absolute(4e-3))
+        for kinds in ("AAA", "AA", "A", "APP", "AP", "AAP", "APA", "PAA", "PAP", "PPA", "PA")
+    ),
     *(Kernel("batch_norm", kinds, n.batch_norm, costs.batch_norm, absolute(4e-3)) for kinds in ("AAAPP", "AAAAA", "APP", "AAA", "APPPP")),
     *(Kernel("attention", kinds, n.sdpa, costs.attention, absolute(2e-2)) for kinds in ("AAA", "AAP", "APA", "PAA", "APP", "PAP", "PPA")),
-]
+)
 
 KERNELS: Final[KernelTable] = kernel_table(
     [*shape.KERNELS, *arithmetic.KERNELS, *linear.KERNELS, *_COMPARISONS, *_EXTREMES, *_NONLINEAR, *_FUSED]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -233,7 +233,7 @@ def absolute(error: float) -> Callable[..., float]:
     return lambda backend, *_args, **_kwargs: error
 
 
-KERNELS = [
+KERNELS: Final = (
     *(Kernel("add", kinds, add, error=represented) for kinds in ("A", "AA", "AP", "PA")),
     *(Kernel("sub", kinds, sub, error=represented) for kinds in ("A", "AA", "AP", "PA")),
     *(Kernel("rsub", kinds, rsub, error=represented) for kinds in ("A", "AA", "AP", "PA")),
@@ -247,4 +247,4 @@ KERNELS = [
     Kernel("sum", "A", sum_, error=ulps(1)),
     Kernel("mean", "A", mean, error=ulps(1)),
     Kernel("cumsum", "A", cumsum, error=ulps(1)),
-]
+)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -187,7 +187,7 @@ def adaptive_avg_pool2d(backend: Host, x: Shares, size: Sequence[int]) -> Shares
     return avg_pool2d(backend, x, [high // size[0], wide // size[1]])
 
 
-KERNELS = [
+KERNELS: Final = (
     *(Kernel(op, kinds, mm, mm_cost, ulps(16)) for op in ("mm", "bmm") for kinds in ("AA", "AP", "PA")),
     *(Kernel("mv", kinds, mv, mm_cost, ulps(16)) for kinds in ("AA", "AP", "PA")),
     *(Kernel("dot", kinds, dot, mm_cost, ulps(16)) for kinds in ("AA", "AP", "PA")),
@@ -196,7 +196,10 @@ KERNELS = [
         for op in ("addmm", "baddbmm")
         for kinds in ("AAA", "AAP", "APA", "PAA", "PAP", "PPA", "APP")
     ),
-    *(Kernel("convolution", kinds, convolution, convolution_cost, ulps(16)) for kinds in ("AAA", "AA", "AP", "APP", "PA", "AAP", "PAA", "PAP")),
+    *(
+        Kernel("convolution", kinds, convolution, convolution_cost, ulps(16))
+        for kinds in ("AAA", "AA", "AP", "APP", "PA", "AAP", "PAA", "PAP")
+    ),
     Kernel("avg_pool2d", "A", avg_pool2d, error=ulps(2)),
     Kernel("adaptive_avg_pool2d", "A", adaptive_avg_pool2d, error=ulps(2)),
-]
+)

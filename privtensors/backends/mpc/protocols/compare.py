@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from privtensors.backends.mpc.dealer import Mask
-from privtensors.backends.mpc.protocols.arithmetic import shrink
+from privtensors.backends.mpc.protocols.arithmetic import rescale, shrink
 from privtensors.backends.mpc.runtime import Open, Protocol, Runtime
 from privtensors.backends.mpc.shares import WORD, Shares
 from privtensors.errors import ProtocolError
@@ -27,7 +27,7 @@ def at_least(rt: Runtime, x: Shares, thresholds: Sequence[int], *, frac: int, ra
     """Boolean shares of ``x ≥ t`` for public thresholds.
 
     Args:
-        x: Values with ``|x| < 2^range_bits``; larger ones wrap, so callers choose the range with care.
+        x: The answer is right where ``|x - t| < 2^range_bits``; further away it wraps, so callers choose the range with care.
         thresholds: In units of ``2^-frac``.
         frac: Fractional bits looked at: the answer is exact except within one such unit of the threshold.
         range_bits: Integer bits of the window.
@@ -209,8 +209,9 @@ def select(rt: Runtime, terms: Sequence[tuple[Tensor, Shares | int]], like: Shar
 
 
 def clamp(rt: Runtime, x: Shares, low: int | None, high: int | None, *, frac: int, range_bits: int) -> Protocol[Shares]:
-    """``x`` limited to [low, high], both in units of ``2^-frac``; scale and ring stay. Within one unit of a limit either
-    side may be returned."""
+    """``x`` limited to [low, high], both in units of ``2^-frac``; scale and ring stay unless x is coarser than a
+    unit. Within one unit of a limit either side may be returned."""
+    x = rescale(x, max(x.frac, frac))
     limits = [t for t in (low, high) if t is not None]
     above = yield from at_least(rt, x, limits, frac=frac, range_bits=range_bits)
     scale = x.frac - frac

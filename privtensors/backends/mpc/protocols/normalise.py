@@ -13,7 +13,7 @@ import math
 import torch
 
 from privtensors.backends.mpc.fits import Series, fit
-from privtensors.backends.mpc.protocols.arithmetic import lift, multiply_wires, normal, open_wire, square_wire
+from privtensors.backends.mpc.protocols.arithmetic import lift, multiply_wires, normal, open_wire, rescale, square_wire
 from privtensors.backends.mpc.protocols.compare import at_least, select
 from privtensors.backends.mpc.protocols.fourier import pieces
 from privtensors.backends.mpc.runtime import Protocol, Runtime, parallel
@@ -37,6 +37,7 @@ def power(rt: Runtime, x: Shares, exponent: float, *, low: int, octaves: int) ->
         low: log2 of the smallest value told apart.
         octaves: Even number of octaves covered.
     """
+    x = rescale(x, max(x.frac, 2 - low))  # the smallest octaves need some units to be told apart
     count = octaves // 2
     unit = _unit_fit(exponent)
     # Chosen so that the largest result, at the bottom, keeps two bits of headroom.

@@ -1,0 +1,118 @@
+"""``privtensors backends``: which operation runs on which backend, read from the kernel tables."""
+
+from __future__ import annotations
+
+from json import dumps
+from typing import Annotated, Any
+
+import typer
+
+from privtensors.core.optable import OPS, Op
+from privtensors.core.registry import BACKENDS, backend_class, backend_names, registry
+from privtensors.errors import RegistryError, UsageError
+
+START, END = "<!-- matrix -->", "<!-- /matrix -->"
+LEGEND = "yes: all tensor operands may be protected at once. SP, PS, …: only these mixes of protected (S) and public (P). no: it raises."
+
+
+def operand_patterns(op: Op, backend: Any) -> tuple[str, ...]:
+    """Mixes of protected (S) and public (P) operands for which ``backend`` has a kernel of row ``op``, sorted."""
+    if op.alias:
+        return ("S",)  # core does it for every backend
+    found = {"".join("P" if letter == "P" else "S" for letter in kinds) for name, kinds in backend.kernels if name == op.name}
+    return tuple(sorted(found, key=lambda p: (len(p), p)))
+
+
+def cell(op: Op, patterns: tuple[str, ...]) -> str:
+    """``yes``, ``no``, or the mixes that are supported where not all operands may be protected at once."""
+    if not patterns:
+        return "no"
+    schema = (*op.overloads, *op.inplace)[0]._schema
+    needed = sum(str(a.type) in ("Tensor", "List[Tensor]") for a in schema.arguments if not a.kwarg_only)
+    if any("P" not in p and len(p) >= needed for p in patterns):
+        return "yes"
+    shown = [p for p in patterns if len(p) >= min(needed, max(map(len, patterns)))]
+    return " ".join(shown[:3]) + (" …" if len(shown) > 3 else "")
+
+
+def built_in() -> tuple[str, ...]:
+    """Names of the backends that come with privtensors itself, ``clear`` first."""
+    entries = registry().groups[BACKENDS]
+    names = [name for name in backend_names() if entries[name].value.startswith("privtensors.")]
+    return tuple(sorted(names, key=lambda name: (name != "clear", name)))
+
+
+def support(names: tuple[str, ...]) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Per operation and backend the supported mixes of operands.
+
+    Raises:
+        RegistryError: A backend cannot be loaded.
+    """
+    classes = {name: backend_class(name) for name in names}
+    return {op.name: {name: operand_patterns(op, classes[name]) for name in names} for op in OPS}
+
+
+def markdown() -> str:
+    """The block between the two matrix comments of README.md, for the backends of this package.
+
+    Raises:
+        RegistryError: A backend cannot be loaded.
+    """
+    names = built_in()
+    rows = support(names)
+    lines = [
+        f"| operation | kind | {' | '.join(names)} |",
+        f"|---|---|{'---|' * len(names)}",
+        *(f"| `{op.name}` | {op.category} | {' | '.join(cell(op, rows[op.name][n]) for n in names)} |" for op in OPS),
+        f"| **rows covered** | {len(OPS)} | {' | '.join(str(sum(bool(rows[op.name][n]) for op in OPS)) for n in names)} |",
+    ]
+    return "\n".join([*lines, "", LEGEND])
+
+
+def backends(
+    json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    markdown_: Annotated[bool, typer.Option("--markdown", help="Print the block that README.md holds.")] = False,
+) -> None:
+    """Print which operation runs on which installed backend.
+
+    Example: privtensors backends --json
+    """
+    if json and markdown_:
+        raise UsageError("--json and --markdown exclude each other", where="privtensors backends", fix="give one of them")
+    if markdown_:
+        typer.echo(markdown())
+        return
+    usable, broken = [], {}
+    for name in dict.fromkeys((*built_in(), *backend_names())):
+        try:
+            backend_class(name)
+            usable.append(name)
+        except RegistryError as error:  # one broken plugin must not hide the others
+            broken[name] = str(error)
+    names = tuple(usable)
+    rows = support(names)
+    if json:
+        described = {n: {"guarantee": backend_class(n).guarantee, "assumption": backend_class(n).assumption} for n in names}
+        operations = {op.name: {"category": op.category, "backends": {n: list(rows[op.name][n]) for n in names}} for op in OPS}
+        typer.echo(dumps({"backends": described, "operations": operations, "broken": broken}, indent=2, ensure_ascii=False))
+        return
+    _print(names, rows, broken)
+
+
+def _print(names: tuple[str, ...], rows: dict[str, dict[str, tuple[str, ...]]], broken: dict[str, str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Operations by backend", caption=LEGEND)
+    for column in ("operation", "kind", *names):
+        table.add_column(column)
+    for op in OPS:
+        cells = [cell(op, rows[op.name][n]) for n in names]
+        table.add_row(op.name, op.category, *(f"[dim]{c}[/dim]" if c == "no" else c for c in cells))
+    console = Console()
+    console.print(table)
+    for name in names:
+        made = backend_class(name)
+        console.print(f"[bold]{name}[/bold]: guarantee {made.guarantee}; {made.assumption}", highlight=False)
+    for name, reason in broken.items():
+        console.print(f"[bold]{name}[/bold] cannot be used: {reason}", highlight=False, markup=True)

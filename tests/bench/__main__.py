@@ -1,0 +1,20 @@
+"""``python -m tests.bench NAME …``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+
+def main() -> int:
+    known = sorted(p.stem for p in Path(__file__).parent.glob("[!_]*.py"))
+    if len(sys.argv) < 2 or sys.argv[1] not in known:
+        print(f"usage: python -m tests.bench {{{','.join(known)}}} [options]", file=sys.stderr)
+        return 2
+    importlib.import_module(f"tests.bench.{sys.argv[1]}").main(sys.argv[2:])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
