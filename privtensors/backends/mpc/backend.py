@@ -10,7 +10,7 @@ from torch import Tensor
 
 from privtensors.backends.mpc.dealer import Dealer
 from privtensors.backends.mpc.kernels import KERNELS
-from privtensors.backends.mpc.protocols.arithmetic import open_wire
+from privtensors.backends.mpc.protocols.arithmetic import normal, open_wire
 from privtensors.backends.mpc.runtime import Open, Protocol, Runtime
 from privtensors.backends.mpc.shares import WORD, Shares, sign_extend
 from privtensors.core.backend import Payload
@@ -100,14 +100,21 @@ class MPCBackend:
         return Shares(dealer.input_shares(words), frac, WORD, x.dtype)
 
     def reveal(self, payload: Payload, *, to: str) -> Tensor:
-        """Send the other party's share to ``to`` and decode: the value is right to the bookkeeping's error."""
+        """Send the other party's share to ``to`` and decode: the value is right to the bookkeeping's error.
+
+        A value that carries more fractional bits than the backend's is truncated first: the receiver learns the result,
+        not the low bits of the product it came from.
+        """
         assert isinstance(payload, Shares)
+        rt, value_of = self.runtime, payload
 
-        def opening() -> Protocol[Tensor]:
-            (words,) = yield [Open(payload.data, payload.ring)]
-            return words
+        def opening() -> Protocol[tuple[Shares, Tensor]]:
+            shares = (yield from normal(rt, value_of)) if value_of.frac > rt.frac else value_of
+            (words,) = yield [Open(shares.data, shares.ring)]
+            return shares, words
 
-        words = sign_extend(self.run(opening()), payload.ring)
+        payload, words = self.run(opening())
+        words = sign_extend(words, payload.ring)
         value = words.to(torch.float64) / 2.0**payload.frac
         return (
             (value > 0.5)
