@@ -113,14 +113,12 @@ class MPCBackend:
             (words,) = yield [Open(shares.data, shares.ring)]
             return shares, words
 
-        payload, words = self.run(opening())
-        words = sign_extend(words, payload.ring)
-        value = words.to(torch.float64) / 2.0**payload.frac
-        return (
-            (value > 0.5)
-            if payload.dtype == torch.bool
-            else (value if payload.dtype.is_floating_point else value.round()).to(payload.dtype)
-        )
+        shares, opened = self.run(opening())
+        words = sign_extend(opened, shares.ring)
+        value = words.to(torch.float64) / 2.0**shares.frac
+        if shares.dtype == torch.bool:
+            return value.gt(0.5)
+        return (value if shares.dtype.is_floating_point else value.round()).to(shares.dtype)
 
     def export(self, payload: Payload) -> Mapping[str, tuple[Mapping[str, Tensor], Mapping[str, str]]]:
         """One part per computing party, each with that party's share only."""

@@ -82,7 +82,7 @@ def test_a_declared_error_is_granted_and_no_more(session: Session) -> None:
     fault = altered("gelu", "C", lambda _b, out: ClearPayload(out.value + 0.1), error=lambda *_a, **_k: 0.11)
     run_trial(trial("gelu", "ramp"), plant(session, fault), session, {})
     worse = altered("gelu", "C", lambda _b, out: ClearPayload(out.value + 0.12), error=lambda *_a, **_k: 0.11)
-    with pytest.raises(AssertionError, match="declared error 0.11"):
+    with pytest.raises(AssertionError, match=r"declared error and resolution 0\.11"):
         run_trial(trial("gelu", "ramp"), plant(session, worse), session, {})
 
 
@@ -144,7 +144,12 @@ class Suite(BackendSuite):
 
 @pytest.mark.parametrize(
     ("missing", "message"),
-    [({"gemm": "no"}, "no sample covers"), ({"erf": " "}, "say why"), ({"relu": "not yet"}, "has kernels"), ({"mm(SX)": "x"}, "no sample covers")],
+    [
+        ({"gemm": "no"}, "no sample covers"),
+        ({"erf": " "}, "say why"),
+        ({"relu": "not yet"}, "has kernels"),
+        ({"mm(SX)": "x"}, "no sample covers"),
+    ],
 )
 def test_finds_a_dishonest_missing_list(session: Session, missing: dict[str, str], message: str) -> None:
     suite = Suite()

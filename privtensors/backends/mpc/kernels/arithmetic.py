@@ -89,8 +89,9 @@ def mul_public(backend: Host, x: Shares, y: Tensor) -> Shares:
 def multiply(rt: Runtime, x: Shares, y: Shares) -> Protocol[Shares]:
     """Product of two shared tensors; 1 round for normal operands, plus 1 when one must be lifted first."""
     if x is y:
-        wide = yield from with_headroom(rt, x, x.frac)
-        return square_wire(rt, (yield from open_wire(rt, wide)))
+        square = square_wire(rt, (yield from _operand(rt, x)))
+        square.dtype = x.dtype
+        return square
     a, b = yield from parallel(_operand(rt, x), _operand(rt, y))
     out = multiply_wires(rt, a, b)
     out.dtype = x.dtype if x.dtype != torch.bool else y.dtype

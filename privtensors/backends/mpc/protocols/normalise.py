@@ -28,9 +28,10 @@ def _unit_fit(exponent: float) -> Series:
 
 
 def power(rt: Runtime, x: Shares, exponent: float, *, low: int, octaves: int) -> Protocol[Shares]:
-    """``x ** exponent`` for positive x in [2^low, 2^(low + octaves)], saturating outside; relative error about 1e-6.
+    """``x ** exponent`` for positive x in [2^low, 2^(low + octaves)], saturating outside, zero and negative x included.
 
-    3 rounds. The result has as many fractional bits as the largest value allows, in the full ring.
+    Relative error below 6e-6 while the results span 15 octaves, 5e-5 for 18. x beyond 2^(low + octaves + 6) wraps.
+    At most 5 rounds. The result has as many fractional bits as the largest value allows, in the full ring.
 
     Args:
         exponent: -1 or -0.5 (any negative power).
