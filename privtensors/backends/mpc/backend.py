@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from privtensors.transport.base import Channel
 from privtensors.transport.memory import MemoryChannel
 
 RANGE_BITS: Final = 18
+T = TypeVar("T")
 _DTYPES: Final = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool)
 
 
@@ -52,7 +53,7 @@ class MPCBackend:
     def __repr__(self) -> str:
         return f"MPCBackend(frac={self.frac}, simulated={self.simulated})"
 
-    def run(self, protocol: Protocol[Any]) -> Any:
+    def run(self, protocol: Protocol[T]) -> T:
         """Drive a protocol over this backend's channel."""
         return self.runtime.run(protocol)
 
