@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from privtensors.backends.mpc.protocols.compare import DIGIT
-from privtensors.backends.mpc.protocols.softmax import EXP_FRAC, SCORE_FRAC, scale_of
+from privtensors.backends.mpc.protocols.softmax import EXP_FRAC, SCORE_FRAC, public_mask, scale_of
 from privtensors.backends.mpc.shares import WORD, Shares, broadcast_shape
 from privtensors.core.kernel import FREE, Cost
 from privtensors.transport.base import packed_size
@@ -216,12 +216,11 @@ def max_pool(backend: Any, x: Any, kernel: Any, stride: Any = (), padding: Any =
 
 
 def softmax_rows(shape: tuple[int, ...], frac: int, ring: int, factor: float) -> Cost:
-    """softmax_parts: centre, clamp, coarse maximum, exp."""
+    """softmax_parts: clamp, coarse maximum, exp."""
     n, length = math.prod(shape), shape[-1]
     rows = math.prod(shape[:-1])
     scale = scale_of(factor)
     cut = 1 - scale.cell_bits
-    ring_t = min(ring, WORD - max(28 - frac, 0))
     tree, left = FREE, length
     while left > 1:
         width = min(4, left)
@@ -229,9 +228,8 @@ def softmax_rows(shape: tuple[int, ...], frac: int, ring: int, factor: float) ->
         tree = then(tree, Cost(1, width * packed_size(rows * groups, 64)))
         left = groups
     return then(
-        opened(rows, ring),
-        comparison(n, 2, cut, min(ring_t - frac - 2, 20 - cut)),
-        selection(n, 1, 2, ring_t),
+        comparison(n, 2, cut, min(ring - frac - 2, 20 - cut)),
+        selection(n, 1, 2, ring),
         opened(n, 6),
         tree,
         opened(rows, 64),
@@ -253,24 +251,31 @@ def softmax(backend: Any, x: Any, dim: int, *_rest: Any) -> Cost:
     count, rows = math.prod(shape), math.prod(shape[:-1])
     return then(
         opened(count, WORD),
-        softmax_rows(shape, 16, WORD, 1.0),
+        opened(rows, WORD),
+        softmax_rows(shape, 16, 52, 1.0),
         beside(_row_inverse(rows, shape[-1]), opened(count, WORD - EXP_FRAC)),
         opened(rows, WORD),
         opened(count, WORD - EXP_FRAC),
     )
 
 
-def attention(backend: Any, q: Any, k: Any, v: Any, *_rest: Any, **options: Any) -> Cost:
-    """attention: openings, rows of scores, reciprocal beside the product with v, normalisation."""
-    scale = options.get("scale")
+def attention(
+    backend: Any, q: Any, k: Any, v: Any, dropout: float = 0.0, causal: bool = False, *, attn_mask: Any = None, scale: float | None = None
+) -> Cost:
+    """attention: openings beside the mean key, rows of scores, reciprocal beside the product with v, normalisation."""
+    keep, _ = public_mask(q.shape[-2], k.shape[-2], causal, attn_mask)
+    mean_rows = 1 if keep is None or keep.dim() < 2 else keep.shape[-2]
+    mean_size = math.prod(k.shape[:-2]) * mean_rows * k.shape[-1]
     factor = scale if scale is not None else 1.0 / math.sqrt(q.shape[-1])
     batch = q.shape[:-2]
     rows, length = math.prod(batch) * q.shape[-2], k.shape[-2]
     size_q, size_k, size_v = (math.prod(t.shape) for t in (q, k, v))
     out = rows * v.shape[-1]
     ring = WORD - (backend.frac - SCORE_FRAC)
+    reference = then(opened(mean_size, WORD), opened(mean_size, WORD))
     scores = then(
-        beside(opened(size_q, ring), opened(size_k, ring)), softmax_rows((*batch, q.shape[-2], length), 2 * SCORE_FRAC, ring, factor)
+        beside(opened(size_q, ring), opened(size_k, ring), reference),
+        softmax_rows((*batch, q.shape[-2], length), 2 * SCORE_FRAC, ring, factor),
     )
     mixed = then(opened(out, WORD - EXP_FRAC), opened(out, WORD))
     first = beside(scores, opened(size_v, WORD))

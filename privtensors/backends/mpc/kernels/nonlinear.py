@@ -18,7 +18,7 @@ from privtensors.backends.mpc.protocols.arithmetic import lift, normal, open_wir
 from privtensors.backends.mpc.protocols.compare import at_least, clamp, select
 from privtensors.backends.mpc.protocols.fourier import pieces
 from privtensors.backends.mpc.protocols.normalise import layer_norm
-from privtensors.backends.mpc.protocols.softmax import attention, softmax
+from privtensors.backends.mpc.protocols.softmax import attention, public_mask, softmax
 from privtensors.backends.mpc.runtime import Host, Protocol, Runtime
 from privtensors.backends.mpc.shares import Shares
 from privtensors.errors import UnsupportedOp
@@ -169,7 +169,7 @@ def softmax_(backend: Host, x: Shares, dim: int, half_to_float: Any = False) -> 
     n = len(x.shape)
     data = x.data.movedim(dim % n + 1, -1)
     ready = backend.run(lift(backend.runtime, x.like(data), min(x.frac, 16)))
-    out = backend.run(softmax(backend.runtime, ready, None))
+    out = backend.run(softmax(backend.runtime, ready))
     return out.like(out.data.movedim(-1, dim % n + 1))
 
 
@@ -187,17 +187,7 @@ def sdpa(
     """Scaled dot-product attention with a public mask. Additive masks of -1e4 and below mean "not attended"."""
     if dropout_p:
         raise UnsupportedOp("attention with dropout", where="backend 'mpc'", fix="call model.eval()")
-    keep: Tensor | None = None
-    bias: Tensor | None = None
-    if is_causal:
-        keep = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril()
-    if attn_mask is not None:
-        allowed = attn_mask if attn_mask.dtype == torch.bool else attn_mask > -1e4
-        if attn_mask.dtype != torch.bool and bool((attn_mask.masked_fill(~allowed, 0) != 0).any()):
-            bias = attn_mask.masked_fill(~allowed, 0)
-        keep = allowed if keep is None else keep & allowed
-        if bool(keep.all()):
-            keep = None
+    keep, bias = public_mask(q.shape[-2], k.shape[-2], is_causal, attn_mask)
     factor = scale if scale is not None else 1.0 / math.sqrt(q.shape[-1])
     shared = next(t for t in (q, k, v) if isinstance(t, Shares))
     q, k, v = (t if isinstance(t, Shares) else constant(backend, t, shared) for t in (q, k, v))

@@ -59,17 +59,16 @@ def softmax_parts(rt: Runtime, s: Shares, keep: Tensor | None, factor: float) ->
     """Unnormalised weights ``e ∝ exp(factor · s)`` of each row and their sum.
 
     Args:
-        s: Scores, rows along the last axis; ``|factor · s|`` may be anything the bookkeeping allows.
+        s: Scores, rows along the last axis, centred to within a few units on their row's mean over kept entries.
         keep: Public bool, broadcastable to the scores' shape: False entries get weight zero.
 
     Returns:
         ``e`` and the row sums, 12 fractional bits, ring 52. Sums lie between 0.1 and 10 times the row length.
     """
     scale = scale_of(factor)
-    t = yield from _centred(rt, s, keep)
     cut_frac = 1 - scale.cell_bits  # half a cell
     cut = 2.0**cut_frac / factor
-    t = yield from clamp(rt, t, round(LOW * cut), round(HIGH * cut), frac=cut_frac, range_bits=min(t.ring - t.frac - 2, 20 - cut_frac))
+    t = yield from clamp(rt, s, round(LOW * cut), round(HIGH * cut), frac=cut_frac, range_bits=min(s.ring - s.frac - 2, 20 - cut_frac))
     if keep is not None:
         t = t.like(t.data * keep)
         t.data[0] += (~keep).to(torch.int64) * (round(LOW * cut) << (t.frac - cut_frac))
@@ -82,17 +81,24 @@ def softmax_parts(rt: Runtime, s: Shares, keep: Tensor | None, factor: float) ->
     return e, e.like(e.data.sum(-1))
 
 
-def _centred(rt: Runtime, s: Shares, keep: Tensor | None) -> Protocol[Shares]:
-    """Scores minus (nearly) their row's mean over kept entries; any public multiple of the row would do for softmax."""
+def centred(rt: Runtime, s: Shares) -> Protocol[Shares]:
+    """Scores in the full ring minus their row's mean. Softmax does not see what is subtracted from a whole row."""
     n = s.shape[-1]
-    data = s.data if keep is None else s.data * keep
-    valid = torch.full((1,), n) if keep is None else keep.expand(s.shape).sum(-1).clamp(min=1)
-    # Row sums are few: lifting them costs a round but no ring bits of the scores.
-    total = yield from lift(rt, s.like(data.sum(-1)), 8)
-    mean = total.data * (2.0**20 / valid.to(torch.float64)).round().to(torch.int64)
-    mean = shrink(mean, 28 - s.frac) if s.frac < 28 else mean << (s.frac - 28)
-    centred = data - mean.unsqueeze(-1)
-    return s.like(centred if keep is None else centred * keep, ring=min(s.ring, WORD - max(28 - s.frac, 0)))
+    total = yield from lift(rt, s.like(s.data.sum(-1, keepdim=True)), 8)
+    mean = rescale(total.like(total.data * round(2.0**20 / n), 28), s.frac)
+    return s.like(s.data - mean.data, ring=min(s.ring, mean.ring))
+
+
+def mean_key(k: Shares, keep: Tensor | None) -> Shares:
+    """Per row of scores the mean of the keys it attends to, ``(…, L or 1, d)``: the row's mean score is q times it.
+
+    So scores are centred without adding a row of them up, which would need ring bits they do not have.
+    """
+    length = k.shape[-2]
+    bits = 8 + math.ceil(math.log2(max(length, 2)))
+    allowed = torch.ones(1, length, dtype=torch.float64) if keep is None else keep.expand(*keep.shape[:-1], length).to(torch.float64)
+    weights = (allowed / allowed.sum(-1, keepdim=True).clamp(min=1) * 2.0**bits).round().to(torch.int64)
+    return k.like(torch.matmul(weights, k.data), k.frac + bits)
 
 
 def _coarse_max(rt: Runtime, t: Shares, cell_bits: int) -> Protocol[Tensor]:
@@ -138,12 +144,35 @@ def row_reciprocal(rt: Runtime, total: Shares, n: int, frac: int) -> Protocol[Sh
     return (yield from lift(rt, inverse, frac))
 
 
-def softmax(rt: Runtime, s: Shares, keep: Tensor | None, factor: float = 1.0) -> Protocol[Shares]:
-    """Softmax along the last axis at the backend's fractional bits."""
-    e, total = yield from softmax_parts(rt, s, keep, factor)
+def softmax(rt: Runtime, s: Shares, factor: float = 1.0) -> Protocol[Shares]:
+    """Softmax along the last axis at the backend's fractional bits; ``s`` is in the full ring."""
+    e, total = yield from softmax_parts(rt, (yield from centred(rt, s)), None, factor)
     inverse, weights = yield from parallel(row_reciprocal(rt, total, s.shape[-1], 30), open_wire(rt, e))
     column = yield from open_wire(rt, inverse.like(inverse.data.unsqueeze(-1)))
     return (yield from lift(rt, multiply_wires(rt, weights, column), rt.frac))
+
+
+def public_mask(rows: int, length: int, is_causal: bool, mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Which scores count, ``(…, rows or 1, length)`` bool or None for all of them, and what public numbers are added.
+
+    Additive masks of -1e4 and below mean "not attended": they have no fixed-point form and need none.
+    """
+    keep = torch.ones(rows, length, dtype=torch.bool).tril() if is_causal else None
+    bias = None
+    if mask is not None:
+        allowed = mask if mask.dtype == torch.bool else mask > -1e4
+        if mask.dtype != torch.bool and bool((mask.masked_fill(~allowed, 0) != 0).any()):
+            bias = mask.masked_fill(~allowed, 0)
+        keep = allowed if keep is None else keep & allowed
+    if keep is None or bool(keep.all()):
+        return None, bias
+    if keep.dim() > 1 and bool((keep == keep[..., :1, :]).all()):
+        keep = keep[..., :1, :]
+    return keep, bias
+
+
+def _transposed(t: Tensor, lead: int) -> Tensor:
+    return t.transpose(-1, -2)
 
 
 def attention(rt: Runtime, q: Shares, k: Shares, v: Shares, keep: Tensor | None, bias: Tensor | None, factor: float) -> Protocol[Shares]:
@@ -155,12 +184,29 @@ def attention(rt: Runtime, q: Shares, k: Shares, v: Shares, keep: Tensor | None,
         bias: Public additive scores of the same shape, or None.
     """
 
+    def reference() -> Protocol[Wire]:
+        whole = k if k.ring == WORD else (yield from lift(rt, k, rt.frac))
+        mean = yield from lift(rt, mean_key(whole, keep), SCORE_FRAC)
+        return (yield from open_wire(rt, mean))
+
+    def operands() -> Protocol[tuple[Wire, Wire]]:
+        return (yield from parallel(open_wire(rt, q, min(q.frac, SCORE_FRAC)), open_wire(rt, k, min(k.frac, SCORE_FRAC))))
+
     def scores() -> Protocol[tuple[Shares, Shares]]:
-        wire_q, wire_k = yield from parallel(open_wire(rt, q, min(q.frac, SCORE_FRAC)), open_wire(rt, k, min(k.frac, SCORE_FRAC)))
-        s = matmul_wires(rt, wire_q, wire_k.map(lambda t, lead: t.transpose(-1, -2)))
-        s.dtype = q.dtype
-        if bias is not None:
-            s.data[0] += (bias.to(torch.float64) * (2.0**s.frac / factor)).round().to(torch.int64)
+        (wire_q, wire_k), wire_m = yield from parallel(operands(), reference())
+        s = matmul_wires(rt, wire_q, wire_k.map(_transposed))
+        if wire_m.public.shape[-2] == 1:
+            mean = matmul_wires(rt, wire_q, wire_m.map(_transposed)).data
+        else:
+            mean = multiply_wires(rt, wire_q, wire_m).data.sum(-1, keepdim=True)
+        s = Shares(s.data - mean, s.frac, s.ring, q.dtype)
+        if bias is not None:  # public, so its row's mean is taken off here
+            wide = bias.to(torch.float64)
+            allowed = torch.ones_like(wide) if keep is None else keep.expand(wide.shape).to(torch.float64)
+            wide = wide - (wide * allowed).sum(-1, keepdim=True) / allowed.sum(-1, keepdim=True).clamp(min=1)
+            s.data[0] += (wide * (2.0**s.frac / factor)).round().to(torch.int64)
+        if keep is not None:
+            s = s.like(s.data * keep)
         return (yield from softmax_parts(rt, s, keep, factor))
 
     def values() -> Protocol[Shares]:
