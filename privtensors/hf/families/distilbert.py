@@ -1,0 +1,13 @@
+"""DistilBERT (Sanh et al., 2019): the embedding block, its layer norm included, is the client's."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from privtensors.hf.families.base import Family
+
+FAMILY: Final = Family(
+    model_type="distilbert",
+    client=("embeddings",),
+    vocabulary="embeddings.word_embeddings",
+)

@@ -1,0 +1,140 @@
+"""``PrivateModel``: a stock model whose weights are protected, with the calling convention it had."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from privtensors.core.backend import TechniqueSpec
+from privtensors.core.session import Session
+from privtensors.errors import InvalidInput, PolicyError
+from privtensors.hf.card import save_client
+from privtensors.hf.families import Family
+from privtensors.policy import Explanation, Policy
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedConfig
+    from transformers.utils.generic import ModelOutput
+
+
+class PrivateModel:
+    """What :func:`privtensors.wrap` returns. Call it as the model it was made from.
+
+    Attributes:
+        model: The private copy; its class is the stock class. The client's submodules hold plain tensors, every other
+            parameter is a SafeTensor. It can stand wherever the stock model could, e.g. in a transformers pipeline.
+        policy: The policy it obeys.
+        family: Its layout.
+        technique: The technique that computes it.
+        session: Session with its backend, meter and recorder.
+    """
+
+    def __init__(
+        self, model: Any, policy: Policy, family: Family, technique: TechniqueSpec, session: Session, fronts: tuple[str, ...]
+    ) -> None:
+        self.model, self.policy, self.family, self.technique, self.session = model, policy, family, technique, session
+        self._fronts = fronts
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """The copy's configuration."""
+        config: PreTrainedConfig = self.model.config
+        return config
+
+    def __call__(self, *args: Any, **inputs: Any) -> ModelOutput:
+        """Run the model on plain inputs.
+
+        Token ids stay with the client; shapes and the attention mask are public. One ledger row per call.
+
+        Args:
+            args: Positional arguments of the stock class.
+            inputs: Its keyword arguments: ``input_ids``, ``attention_mask``, ``token_type_ids``, ``position_ids``,
+                ``past_key_values``, ``use_cache``, ``logits_to_keep``; or ``pixel_values``; and ``output_hidden_states``,
+                ``output_attentions``.
+
+        Returns:
+            The stock output object. Task outputs (logits, last hidden state, pooler output) are plain: they were revealed
+            to ``policy.receiver``. Hidden states, attentions and the cache stay SafeTensors.
+
+        Raises:
+            InvalidInput: An input is malformed or not supported.
+            OutOfRange: An id outside the vocabulary, too many tokens, or a value the backend cannot represent.
+            UnsupportedOp: The model uses an operation for which the backend has no kernel.
+        """
+        with torch.no_grad():
+            output: ModelOutput = self.model(*args, **inputs)
+        return output
+
+    def generate(
+        self,
+        input_ids: Tensor,
+        *,
+        attention_mask: Tensor | None = None,
+        max_new_tokens: int | None = None,
+        do_sample: bool | None = None,
+        generation_config: GenerationConfig | None = None,
+    ) -> Tensor:
+        """Continue token sequences with the stock ``generate``, greedily or by sampling.
+
+        The logits of every step are revealed to the client, who picks the token: one ledger row per step. The server sees
+        how many steps there are, hence the length of the answer.
+
+        Args:
+            input_ids: int64, (batch, tokens).
+            attention_mask: 0 or 1, same shape; public.
+            max_new_tokens: Largest number of steps.
+            do_sample: Sample instead of taking the largest logit.
+            generation_config: transformers' object for everything else; beams are not supported.
+
+        Returns:
+            int64, (batch, tokens + new tokens), plain at the client.
+
+        Raises:
+            InvalidInput: The model cannot generate, or beams were asked for.
+            PolicyError: The policy reveals to another party than the client.
+        """
+        if not (self.family.decoder and self.model.can_generate()):
+            raise InvalidInput(f"{type(self.model).__name__} does not generate", where="generate", fix="wrap a causal language model")
+        if self.policy.receiver != "client":
+            what = f"the policy reveals logits to {self.policy.receiver!r}, but the client must pick the next token"
+            raise PolicyError(what, where="generate", fix="Policy(infer=[...], receiver='client')")
+        config = generation_config or self.model.generation_config
+        if (config.num_beams or 1) > 1:
+            what = "beams would be reordered by values that only the client knows"
+            raise InvalidInput(what, where="generate, num_beams", fix="use num_beams=1: greedy search or sampling")
+        options = {"attention_mask": attention_mask, "max_new_tokens": max_new_tokens, "do_sample": do_sample}
+        given = {name: value for name, value in options.items() if value is not None}
+        tokens: Tensor = self.model.generate(input_ids, generation_config=generation_config, **given)
+        return tokens
+
+    def explain(self, *, collude: Iterable[str] = frozenset(), deployment: Literal["simulated", "deployed"] = "simulated") -> Explanation:
+        """Who sees what under the policy, with what is particular to this model. See ``Policy.explain``."""
+        found = self.policy.explain(collude=collude, deployment=deployment)
+        held = f"The client runs in plain: {', '.join(self._fronts)}" if self._fronts else "The client shares the pixels"
+        mine = [f"{held}; every other parameter of {type(self.model).__name__} is the server's and protected"]
+        if self.family.decoder and self.model.can_generate():
+            mine.append(f"generate reveals the logits of every step to {self.policy.receiver}; the server sees the number of steps")
+        return dataclasses.replace(found, remarks=(*found.remarks, *(("infer", text) for text in mine)))
+
+    def save_pretrained(self, save_directory: str | Path, *, party: str = "client") -> None:
+        """Write what the client owns in plain, and the privacy card. No weight of the server is written.
+
+        Files: ``config.json``, ``embeddings.safetensors`` (the client's tables under the stock names; absent for models
+        without any), ``policy.toml``, ``privacy_card.json`` (policy, who sees what, ledger head, versions).
+
+        Args:
+            save_directory: Folder; made if it does not exist.
+            party: Who is calling; only ``"client"``. The server's plain weights are in the model that was wrapped.
+
+        Raises:
+            InvalidInput: Another party, or ``save_directory`` is a file.
+        """
+        save_client(self, Path(save_directory), party=party)
+
+    def __repr__(self) -> str:
+        return f"PrivateModel({type(self.model).__name__}, technique={self.technique.name!r}, receiver={self.policy.receiver!r})"
