@@ -48,4 +48,4 @@ class Clear(Technique):
         return {}
 
     def remarks(self, scene: Scene) -> tuple[str, ...]:
-        return ("The server holds the embedding tables and sees the token ids", "Clear is a reference for tests, not a protection")
+        return ("The client looks up the embedding rows; the server sees them in plain and can tell the token ids", "Clear is a reference for tests, not a protection")

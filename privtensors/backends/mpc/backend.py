@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final, TypeVar
 
@@ -90,12 +91,11 @@ class MPCBackend:
             raise InvalidInput(f"dtype {x.dtype} has no fixed-point form", where="protect(mpc)", fix="use float32, an integer type or bool")
         frac = self.frac if x.dtype.is_floating_point else 0
         wide = x.to(torch.float64)
-        if not bool(torch.isfinite(wide).all()):
+        peak = float(wide.abs().max()) if x.numel() else 0.0  # NaN and infinity come through
+        if not math.isfinite(peak):
             raise InvalidInput("the tensor has NaN or infinite entries", where="protect(mpc)", fix="clean it first, e.g. torch.nan_to_num")
-        if x.numel() and float(wide.abs().max()) >= 2.0**RANGE_BITS:
-            raise OutOfRange(
-                f"absolute values up to {float(wide.abs().max()):.4g}", where="protect(mpc)", fix=f"scale the tensor into ±2^{RANGE_BITS}"
-            )
+        if peak >= 2.0**RANGE_BITS:
+            raise OutOfRange(f"absolute values up to {peak:.4g}", where="protect(mpc)", fix=f"scale the tensor into ±2^{RANGE_BITS}")
         words = (wide * 2.0**frac).round_().to(torch.int64)
         dealer = self.runtime.dealer
         return Shares(dealer.input_shares(words), frac, WORD, x.dtype)

@@ -146,6 +146,8 @@ def row_reciprocal(rt: Runtime, total: Shares, n: int, frac: int) -> Protocol[Sh
 
 def softmax(rt: Runtime, s: Shares, factor: float = 1.0) -> Protocol[Shares]:
     """Softmax along the last axis at the backend's fractional bits; ``s`` is in the full ring."""
+    if 0 in s.shape:
+        return s.like(s.data, rt.frac, WORD)
     e, total = yield from softmax_parts(rt, (yield from centred(rt, s)), None, factor)
     inverse, weights = yield from parallel(row_reciprocal(rt, total, s.shape[-1], 30), open_wire(rt, e))
     column = yield from open_wire(rt, inverse.like(inverse.data.unsqueeze(-1)))
@@ -183,6 +185,8 @@ def attention(rt: Runtime, q: Shares, k: Shares, v: Shares, keep: Tensor | None,
         keep: Public bool mask broadcastable to ``(…, L, S)``.
         bias: Public additive scores of the same shape, or None.
     """
+    if 0 in q.shape or 0 in k.shape:
+        return Shares(torch.zeros(*q.data.shape[:-1], v.shape[-1], dtype=torch.int64), rt.frac, WORD, q.dtype)
 
     def reference() -> Protocol[Wire]:
         whole = k if k.ring == WORD else (yield from lift(rt, k, rt.frac))
