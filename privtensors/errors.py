@@ -125,3 +125,7 @@ class CompositionError(PolicyError):
     ) -> None:
         self.reason, self.technique, self.stage, self.phase = reason or what, technique, stage, phase
         super().__init__(what, where=where, fix=fix)
+
+
+class MissingExtra(PrivTensorsError):
+    """A package that belongs to an optional extra is not installed."""

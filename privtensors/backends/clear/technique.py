@@ -48,4 +48,7 @@ class Clear(Technique):
         return {}
 
     def remarks(self, scene: Scene) -> tuple[str, ...]:
-        return ("The client looks up the embedding rows; the server sees them in plain and can tell the token ids", "Clear is a reference for tests, not a protection")
+        return (
+            "The client looks up the embedding rows; the server sees them in plain and can tell the token ids",
+            "Clear is a reference for tests, not a protection",
+        )

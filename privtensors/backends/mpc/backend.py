@@ -74,10 +74,17 @@ class MPCBackend:
 
         Raises:
             InvalidInput: NaN or infinite entries.
+            OutOfRange: Entries too large for the ring.
         """
         wide = x.to(torch.float64)
         if not bool(torch.isfinite(wide).all()):
             raise InvalidInput("the public operand has NaN or infinite entries", where="mpc", fix="clean it before mixing it with shares")
+        if wide.numel() and float(wide.abs().max()) >= 2.0 ** (62 - frac):
+            raise OutOfRange(
+                f"public values up to {float(wide.abs().max()):.4g} do not fit {frac} fractional bits",
+                where="mpc",
+                fix="scale them down; mask by masked_fill with a moderate number, by torch.where, or by attention's own mask",
+            )
         return (wide * 2.0**frac).round().to(torch.int64)
 
     def protect(self, x: Tensor, *, owner: str) -> Shares:

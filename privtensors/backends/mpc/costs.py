@@ -15,7 +15,7 @@ from privtensors.backends.mpc.shares import WORD, Shares, broadcast_shape
 from privtensors.core.kernel import FREE, Cost
 from privtensors.transport.base import packed_size
 
-RANGE_BITS: Final = 18  # comparisons are right for |x| < 2^18
+RANGE_BITS: Final = 19  # comparisons are right for |x| < 2^19, so for the difference of any two inputs
 CUT_FRAC: Final = 12  # clamps and ReLU decide to 2^-12
 
 
@@ -127,7 +127,7 @@ def activation(line: bool, constants: int) -> Callable[..., Cost]:
 def exponential(backend: Any, x: Any) -> Cost:
     """exp: clamp, Fourier opening, lift, square."""
     n = _n(x)
-    return then(comparison(n, 2, 2, RANGE_BITS), selection(n, 1, 2), *[opened(n, WORD)] * 3)
+    return then(comparison(n, 2, CUT_FRAC, RANGE_BITS), selection(n, 1, 2), *[opened(n, WORD)] * 3)
 
 
 def root(inverse: bool) -> Callable[..., Cost]:

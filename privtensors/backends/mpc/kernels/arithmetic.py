@@ -11,7 +11,7 @@ from torch import Tensor
 
 from privtensors.backends.mpc import costs
 from privtensors.backends.mpc.kernels.shape import aligned, expand, represented
-from privtensors.backends.mpc.protocols.arithmetic import multiply_wires, normal, open_wire, square_wire, with_headroom
+from privtensors.backends.mpc.protocols.arithmetic import lift, multiply_wires, normal, open_wire, square_wire, with_headroom
 from privtensors.backends.mpc.protocols.normalise import power
 from privtensors.backends.mpc.runtime import Host, Protocol, Runtime, parallel
 from privtensors.backends.mpc.shares import Shares, broadcast_shape
@@ -116,17 +116,19 @@ def mul(backend: Host, x: Operand, y: Operand) -> Shares:
 
 
 def reciprocal_of(backend: Host, x: Shares) -> Shares:
-    """1 / x for 2^-8 ≤ |x| ≤ 2^10, through 1/x = x · (x²)^(-1/2)², so that signs need no comparison."""
+    """1 / x for 2^-8 ≤ |x| ≤ 2^10, through 1/x = (x · r) · r with r = (x²)^(-1/2), so that signs need no comparison.
+
+    x · r is ±1, so the result is as right as r: 1e-4 of itself and one unit in the last place.
+    """
 
     def protocol(rt: Runtime) -> Protocol[Shares]:
         one = yield from normal(rt, x)
         wire = yield from open_wire(rt, one)
         square = square_wire(rt, wire)
         root = yield from power(rt, square, -0.5, low=-16, octaves=36)
-        inverse = yield from normal(rt, root)
-        twice = square_wire(rt, (yield from open_wire(rt, inverse)))
-        narrowed = yield from normal(rt, twice)
-        out = yield from normal(rt, multiply_wires(rt, wire, (yield from open_wire(rt, narrowed))))
+        inverse = yield from open_wire(rt, (yield from lift(rt, root, 24)))
+        one = yield from normal(rt, multiply_wires(rt, wire, inverse))
+        out = yield from normal(rt, multiply_wires(rt, (yield from open_wire(rt, one)), inverse))
         out.dtype = x.dtype
         return out
 

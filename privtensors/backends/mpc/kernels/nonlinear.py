@@ -133,7 +133,7 @@ def max_pool2d(
     data = torch.nn.functional.pad(ready.data, [pad[1], pad[1], pad[0], pad[0]])
     if any(pad):  # padding must lose every comparison
         inner = torch.nn.functional.pad(torch.ones(x.shape[-2:], dtype=torch.int64), [pad[1], pad[1], pad[0], pad[0]])
-        data[0] += (1 - inner) * -(1 << (RANGE_BITS - 2 + ready.frac))
+        data[0] += (1 - inner) * -(1 << (RANGE_BITS - 1 + ready.frac))
     cut = data.unfold(-2, gap[0] * (size[0] - 1) + 1, step[0])[..., :: gap[0]]
     cut = cut.unfold(-2, gap[1] * (size[1] - 1) + 1, step[1])[..., :: gap[1]]
     return _tournament(backend, ready.like(cut.reshape(*cut.shape[:-2], -1))), None
@@ -154,7 +154,7 @@ def exp(backend: Host, x: Shares) -> Shares:
 
     def protocol(rt: Runtime) -> Protocol[Shares]:
         ready = x if x.ring == 64 else (yield from normal(rt, x))
-        limited = yield from clamp(rt, ready, round(-24 * 2.0**2), round(8 * 2.0**2), frac=2, range_bits=RANGE_BITS)
+        limited = yield from clamp(rt, ready, round(-24 * 2.0**CUT_FRAC), round(8 * 2.0**CUT_FRAC), frac=CUT_FRAC, range_bits=RANGE_BITS)
         words = yield from pieces(rt, limited, (exponential_series(),), (6 + limited.frac,), 50)
         half = yield from lift(rt, x.like(words[:, 0], 50, 64), 24)
         out = square_wire(rt, (yield from open_wire(rt, half)))
@@ -202,7 +202,7 @@ def layer_norm_(
         plain: Operand = torch.nn.functional.layer_norm(x, list(shape), None, None, eps)
         plain = plain if weight is None else mul(backend, plain, weight) if isinstance(weight, Shares) else plain * weight  # type: ignore[operator]
         return add(backend, plain, 0.0 if bias is None else bias), None, None
-    rows = x.like(x.data.reshape(len(x.data), *x.shape[: len(x.shape) - len(shape)], -1))
+    rows = x.like(x.data.reshape(len(x.data), *x.shape[: len(x.shape) - len(shape)], math.prod(shape)))
     gain = weight.like(weight.data.reshape(len(weight.data), -1)) if isinstance(weight, Shares) and len(shape) > 1 else weight
     out = backend.run(layer_norm(backend.runtime, rows, gain if isinstance(gain, Shares) else None, eps))[0]
     out = out.like(out.data.reshape(len(out.data), *x.shape))

@@ -137,7 +137,10 @@ def aligned(backend: Host, tensors: Sequence[Shares | Tensor]) -> tuple[list[Ten
     """Words of shared and public tensors at one scale, without losing ring bits; public ones become party 0's share."""
     shared = [x for x in tensors if isinstance(x, Shares)]
     frac = max(x.frac for x in shared)
-    if any(x.ring < WORD for x in shared) and len({(x.frac, x.ring) for x in shared}) > 1:
+    differ = len({(x.frac, x.ring) for x in shared}) > 1
+    # Raising the others to a scale finer than a product's would push their values out of the ring.
+    crowded = WORD - 2 - frac < backend.runtime.headroom and (differ or len(shared) < len(tensors))
+    if crowded or (differ and any(x.ring < WORD for x in shared)):
         fresh = iter(backend.run(parallel(*(normal(backend.runtime, x) for x in shared))))
         tensors = [next(fresh) if isinstance(x, Shares) else x for x in tensors]
         shared = [x for x in tensors if isinstance(x, Shares)]
