@@ -64,12 +64,30 @@ class Runtime:
 
     Attributes:
         frac: Fractional bits of a normal value.
+        first: Row of party 0 among the parties held here, or None.
         headroom: Integer bits that every product keeps free for its magnitude: ``62 - 2 · frac``.
     """
 
     def __init__(self, channel: Channel, dealer: Dealer, meter: Meter, frac: int) -> None:
         self.channel, self.dealer, self.meter, self.frac = channel, dealer, meter, frac
+        self.first = channel.parties.index(0) if 0 in channel.parties else None
         self.headroom = 62 - 2 * frac
+
+    def add_public(self, shares: Tensor, value: Tensor | int) -> Tensor:
+        """Add a public value to additive shares in place: party 0's share takes it, where that party is held."""
+        if self.first is not None:
+            shares[self.first] += value
+        return shares
+
+    def flip_public(self, bits: Tensor, value: Tensor | int = 1) -> Tensor:
+        """XOR a public value into boolean shares in place: party 0's share takes it."""
+        if self.first is not None:
+            bits[self.first] ^= value
+        return bits
+
+    def constant(self, value: Tensor) -> Tensor:
+        """A public value as shares: party 0's share is the value, the other's zero."""
+        return self.add_public(torch.zeros(len(self.channel.parties), *value.shape, dtype=value.dtype), value)
 
     def run(self, protocol: Protocol[T]) -> T:
         """Drive ``protocol`` to its end, one exchange per round."""

@@ -25,22 +25,31 @@ class Wire:
         mask: int64, shape of the value: the dealer's view of the mask.
         frac: Fractional bits.
         ring: Valid low bits.
+        first: Row of party 0 among the parties held here, or None.
         reused: True once it was found again by a later call: a weight.
     """
 
-    __slots__ = ("_residue", "base", "frac", "mask", "masks", "public", "reused", "ring", "view")
+    __slots__ = ("_residue", "base", "first", "frac", "mask", "masks", "public", "reused", "ring", "view")
 
     def __init__(
-        self, public: Tensor, masks: Tensor, mask: Tensor, frac: int, ring: int, base: Wire | None = None, view: ViewMap | None = None
+        self,
+        public: Tensor,
+        masks: Tensor,
+        mask: Tensor,
+        frac: int,
+        ring: int,
+        first: int | None,
+        base: Wire | None = None,
+        view: ViewMap | None = None,
     ) -> None:
         self.public, self.masks, self.mask, self.frac, self.ring = public, masks, mask, frac, ring
-        self.base, self.view = base, view
+        self.base, self.view, self.first = base, view, first
         self.reused: bool = base.reused if base is not None else False
         self._residue: Tensor | None = None
 
     def map(self, view: ViewMap) -> Wire:
         """The wire of a reshaped or sliced value."""
-        return Wire(view(self.public, 0), view(self.masks, 1), view(self.mask, 0), self.frac, self.ring, self, view)
+        return Wire(view(self.public, 0), view(self.masks, 1), view(self.mask, 0), self.frac, self.ring, self.first, self, view)
 
     def residue(self) -> Tensor:
         """Additive shares of the value rebuilt from the opened form, ``(parties, *shape)``; kept for reuse (weights)."""
@@ -48,7 +57,8 @@ class Wire:
             return self.view(self.base.residue(), 1)
         if self._residue is None:
             self._residue = -self.masks
-            self._residue[0] += self.public
+            if self.first is not None:
+                self._residue[self.first] += self.public
         return self._residue
 
     def __repr__(self) -> str:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any, Final
+
+import torch
+from torch import Tensor
 
 from privtensors.backends.mpc import costs
 from privtensors.backends.mpc.kernels import arithmetic, linear, shape
 from privtensors.backends.mpc.kernels import nonlinear as n
 from privtensors.backends.mpc.kernels.arithmetic import absolute, addcmul, choose, div, fill, pow_, reciprocal_of, root, ulps
+from privtensors.backends.mpc.shares import Shares
 from privtensors.core.kernel import Kernel, KernelTable, kernel_table
 
 _COMPARISONS: Final = tuple(
@@ -55,6 +61,45 @@ _FUSED: Final = (
     *(Kernel("attention", kinds, n.sdpa, costs.attention, absolute(2e-2)) for kinds in ("AAA", "AAP", "APA", "PAA", "APP", "PAP", "PPA")),
 )
 
+# What torch makes floating point of integers: always, or when another operand is.
+_ALWAYS_FLOAT: Final = frozenset({"tanh", "sigmoid", "silu", "gelu", "erf", "exp", "rsqrt", "sqrt", "reciprocal", "div"})
+_MIXED: Final = frozenset("add sub rsub mul addcmul clamp maximum minimum where masked_fill cat stack pow gt ge lt le".split())
+
+
+def _flat(args: Iterable[Any]) -> Iterator[Any]:
+    for a in args:
+        if isinstance(a, list | tuple):
+            yield from a
+        else:
+            yield a
+
+
+def _floating(x: Any) -> bool:
+    return isinstance(x, float) or (isinstance(x, Shares | Tensor) and x.dtype.is_floating_point)
+
+
+def _promoting(kernel: Kernel) -> Kernel:
+    """``kernel`` with torch's type promotion: integer and bool shares become float32 before they meet a float."""
+    if kernel.op not in _ALWAYS_FLOAT and kernel.op not in _MIXED:
+        return kernel
+    run, always = kernel.run, kernel.op in _ALWAYS_FLOAT
+
+    def promote(backend: Any, x: Any) -> Any:
+        if isinstance(x, list | tuple):
+            return type(x)(promote(backend, v) for v in x)
+        return shape.to_copy(backend, x, torch.float32) if isinstance(x, Shares) and not x.dtype.is_floating_point else x
+
+    def promoted(backend: Any, *args: Any, **kwargs: Any) -> Any:
+        operands = list(_flat(args))
+        if any(isinstance(a, Shares) and not a.dtype.is_floating_point for a in operands) and (always or any(map(_floating, operands))):
+            # The condition of a choice stays what it is.
+            kept = {"where": 0, "masked_fill": 1}.get(kernel.op)
+            args = tuple(a if i == kept else promote(backend, a) for i, a in enumerate(args))
+        return run(backend, *args, **kwargs)
+
+    return replace(kernel, run=promoted)
+
+
 KERNELS: Final[KernelTable] = kernel_table(
-    [*shape.KERNELS, *arithmetic.KERNELS, *linear.KERNELS, *_COMPARISONS, *_EXTREMES, *_NONLINEAR, *_FUSED]
+    map(_promoting, [*shape.KERNELS, *arithmetic.KERNELS, *linear.KERNELS, *_COMPARISONS, *_EXTREMES, *_NONLINEAR, *_FUSED])
 )

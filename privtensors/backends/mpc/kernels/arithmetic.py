@@ -72,7 +72,12 @@ def scale(backend: Host, x: Shares, factor: float) -> Shares:
             else:
                 break
             return out
-    return mul_public(backend, x, torch.tensor(factor, dtype=torch.float64))
+    if exponent >= -5:
+        return mul_public(backend, x, torch.tensor(factor, dtype=torch.float64))
+    # A small factor makes the result small, so its leading bits can have the room that the value leaves.
+    base = backend.run(with_headroom(backend.runtime, x, backend.frac))
+    frac = backend.frac + min(-exponent, base.headroom - backend.frac - 4)
+    return base.like(base.data * round(factor * 2.0**frac), base.frac + frac)
 
 
 def mul_public(backend: Host, x: Shares, y: Tensor) -> Shares:
@@ -219,7 +224,9 @@ def mean(backend: Host, x: Shares, dim: int | Sequence[int] | None = None, keepd
 
 def cumsum(backend: Host, x: Shares, dim: int, *, dtype: Any = None) -> Shares:
     """Running sum."""
-    return x.like(x.data.cumsum(dim % len(x.shape) + 1))
+    out = x.like(x.data.cumsum(dim % len(x.shape) + 1))
+    out.dtype = dtype or (x.dtype if x.dtype.is_floating_point else torch.int64)
+    return out
 
 
 def ulps(count: float) -> Callable[..., float]:

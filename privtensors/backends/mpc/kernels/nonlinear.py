@@ -41,8 +41,7 @@ def compare(backend: Host, x: Operand, y: Operand, *, strict: bool, less: bool) 
         step = 2.0**-difference.frac if strict != less else 0.0
         bit = yield from _sign(rt, difference, step, difference.frac)
         if less:
-            bit = bit.clone()
-            bit[0] ^= 1
+            bit = rt.flip_public(bit.clone())
         return (yield from select(rt, [(bit, 1)], Shares(difference.data, 0, 64, torch.bool)))
 
     return backend.run(protocol(backend.runtime))
@@ -133,7 +132,7 @@ def max_pool2d(
     data = torch.nn.functional.pad(ready.data, [pad[1], pad[1], pad[0], pad[0]])
     if any(pad):  # padding must lose every comparison
         inner = torch.nn.functional.pad(torch.ones(x.shape[-2:], dtype=torch.int64), [pad[1], pad[1], pad[0], pad[0]])
-        data[0] += (1 - inner) * -(1 << (RANGE_BITS - 1 + ready.frac))
+        backend.runtime.add_public(data, (1 - inner) * -(1 << (RANGE_BITS - 1 + ready.frac)))
     cut = data.unfold(-2, gap[0] * (size[0] - 1) + 1, step[0])[..., :: gap[0]]
     cut = cut.unfold(-2, gap[1] * (size[1] - 1) + 1, step[1])[..., :: gap[1]]
     return _tournament(backend, ready.like(cut.reshape(*cut.shape[:-2], -1))), None
@@ -189,8 +188,7 @@ def sdpa(
         raise UnsupportedOp("attention with dropout", where="backend 'mpc'", fix="call model.eval()")
     keep, bias = public_mask(q.shape[-2], k.shape[-2], is_causal, attn_mask)
     factor = scale if scale is not None else 1.0 / math.sqrt(q.shape[-1])
-    shared = next(t for t in (q, k, v) if isinstance(t, Shares))
-    q, k, v = (t if isinstance(t, Shares) else constant(backend, t, shared) for t in (q, k, v))
+    q, k, v = (t if isinstance(t, Shares) else constant(backend, t) for t in (q, k, v))
     return backend.run(attention(backend.runtime, q, k, v, keep, bias, factor)), None
 
 

@@ -15,6 +15,8 @@ from privtensors.backends.mpc.shares import WORD, Shares, broadcast_shape
 from privtensors.core.kernel import Kernel
 from privtensors.errors import InvalidInput
 
+_ROOM: Final = 20  # integer bits that any sum keeps free: inputs have 18
+
 
 def _dim(dim: int, ndim: int, lead: int) -> int:
     """Position of a plain tensor's dimension when ``lead`` axes come first."""
@@ -138,22 +140,19 @@ def aligned(backend: Host, tensors: Sequence[Shares | Tensor]) -> tuple[list[Ten
     shared = [x for x in tensors if isinstance(x, Shares)]
     frac = max(x.frac for x in shared)
     differ = len({(x.frac, x.ring) for x in shared}) > 1
-    # Raising the others to a scale finer than a product's would push their values out of the ring.
-    crowded = WORD - 2 - frac < backend.runtime.headroom and (differ or len(shared) < len(tensors))
+    # Raising the others to a very fine scale would push their values out of the ring.
+    crowded = WORD - 2 - frac < _ROOM and (differ or len(shared) < len(tensors))
     if crowded or (differ and any(x.ring < WORD for x in shared)):
         fresh = iter(backend.run(parallel(*(normal(backend.runtime, x) for x in shared))))
         tensors = [next(fresh) if isinstance(x, Shares) else x for x in tensors]
         shared = [x for x in tensors if isinstance(x, Shares)]
         frac = backend.frac
-    rows = len(shared[0].data)
     words = []
     for x in tensors:
         if isinstance(x, Shares):
             words.append(rescale(x, frac).data)
         else:
-            public = torch.zeros(rows, *x.shape, dtype=torch.int64)
-            public[0] = backend.encode(x, frac)
-            words.append(public)
+            words.append(backend.runtime.constant(backend.encode(x, frac)))
     return words, frac, min(rescale(x, frac).ring for x in shared), shared[0].dtype
 
 
@@ -205,7 +204,7 @@ def ones_like(
 ) -> Shares:
     """A shared constant one."""
     data = torch.zeros_like(x.data)
-    data[0] += 1 << backend.frac
+    backend.runtime.add_public(data, 1 << backend.frac)
     return Shares(data, backend.frac, WORD, dtype or x.dtype)
 
 
@@ -228,8 +227,7 @@ def masked_fill(backend: Host, x: Shares, mask: Tensor, value: float) -> Shares:
     shape = broadcast_shape(x, mask)
     fill = backend.encode(torch.tensor(float(value)), x.frac)
     data = expand(backend, x, shape).data * (~mask)
-    data[0] += mask * fill
-    return x.like(data)
+    return x.like(backend.runtime.add_public(data, mask * fill))
 
 
 def where(backend: Host, condition: Tensor, x: Shares | Tensor | float, y: Shares | Tensor | float) -> Shares:
@@ -240,11 +238,9 @@ def where(backend: Host, condition: Tensor, x: Shares | Tensor | float, y: Share
     return Shares(torch.where(condition, words[0], words[1]), frac, ring, dtype)
 
 
-def constant(backend: Host, x: Tensor, like: Shares) -> Shares:
+def constant(backend: Host, x: Tensor) -> Shares:
     """A public tensor as shares that party 0 holds whole: for protocols that want shared operands."""
-    data = torch.zeros(len(like.data), *x.shape, dtype=torch.int64)
-    data[0] = backend.encode(x, backend.frac)
-    return Shares(data, backend.frac, WORD, x.dtype)
+    return Shares(backend.runtime.constant(backend.encode(x, backend.frac)), backend.frac, WORD, x.dtype)
 
 
 def constant_pad_nd(backend: Host, x: Shares, pad: Sequence[int], value: float = 0) -> Shares:
@@ -252,7 +248,7 @@ def constant_pad_nd(backend: Host, x: Shares, pad: Sequence[int], value: float =
     data = torch.nn.functional.pad(x.data, list(pad))
     if value:
         inner = torch.nn.functional.pad(torch.zeros(x.shape, dtype=torch.bool), list(pad), value=True)
-        data[0] += inner * backend.encode(torch.tensor(float(value)), x.frac)
+        backend.runtime.add_public(data, inner * backend.encode(torch.tensor(float(value)), x.frac))
     return x.like(data)
 
 

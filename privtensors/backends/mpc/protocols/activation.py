@@ -98,7 +98,7 @@ def activate(rt: Runtime, x: Shares, name: str) -> Protocol[Shares]:
     def inside() -> Protocol[Shares]:
         value = yield from widen(rt, (yield from bulk(rt, x, act.plan)), act.plan.out_frac, rt.frac, x.dtype)
         if offset:
-            value.data[0] += round(offset * 2**rt.frac)
+            rt.add_public(value.data, round(offset * 2**rt.frac))
         return value
 
     def half_line() -> Protocol[Shares | None]:
@@ -109,8 +109,7 @@ def activate(rt: Runtime, x: Shares, name: str) -> Protocol[Shares]:
     if half is not None:  # words at one fractional bit less read as x / 2
         value = value.like(value.data + half.data)
         whole = value.like(half.data << 1)
-    under = above[:, 0].clone()
-    under[0] ^= 1
+    under = rt.flip_public(above[:, 0].clone())
     over = above[:, 1]
     terms: list[tuple[torch.Tensor, Shares | int]] = [(above[:, 0] ^ over, value)]
     if act.line and whole is not None:

@@ -18,13 +18,11 @@ from privtensors.errors import ProtocolError
 def shrink(data: Tensor, shift: int) -> Tensor:
     """Divide by 2^shift locally: right to one unit in the last place, in a ring that is ``shift`` bits smaller.
 
-    Two floors lose one unit on average, which party 0 adds back.
+    Each party rounds its share to nearest, so the error has mean zero.
     """
     if shift <= 0:
         return data << -shift if shift else data
-    out = data >> shift
-    out[0] += 1
-    return out
+    return (data + (1 << (shift - 1))) >> shift
 
 
 def rescale(x: Shares, frac: int) -> Shares:
@@ -49,7 +47,7 @@ def open_wire(rt: Runtime, x: Shares, frac: int | None = None) -> Protocol[Wire]
     words = rescale(target, frac).data
     mask = rt.dealer.mask(target.shape)
     (public,) = yield [Open(words + mask.shares, ring)]
-    wire = Wire(public, mask.shares, mask.value, frac, ring)
+    wire = Wire(public, mask.shares, mask.value, frac, ring, rt.first)
     target.remember(wire)
     return wire if view is None else wire.map(view)
 
@@ -61,7 +59,8 @@ def multiply_wires(rt: Runtime, x: Wire, y: Wire) -> Shares:
     for row, mask_x, mask_y in zip(out, x.masks, y.masks, strict=True):
         row.addcmul_(x.public, mask_y, value=-1)
         row.addcmul_(mask_x, y.public, value=-1)
-    out[0].addcmul_(x.public, y.public)
+    if rt.first is not None:
+        out[rt.first].addcmul_(x.public, y.public)
     return Shares(out, x.frac + y.frac, min(x.ring, y.ring))
 
 
@@ -72,7 +71,8 @@ def square_wire(rt: Runtime, x: Wire) -> Shares:
     twice = x.public << 1
     for row, mask in zip(out, x.masks, strict=True):
         row.addcmul_(twice, mask, value=-1)
-    out[0].addcmul_(x.public, x.public)
+    if rt.first is not None:
+        out[rt.first].addcmul_(x.public, x.public)
     return Shares(out, 2 * x.frac, x.ring)
 
 
@@ -132,7 +132,7 @@ def lift_words(rt: Runtime, data: Tensor, ring: int, shift: int) -> Protocol[Ten
         wrap = rt.dealer.share(top_bit, WORD - (ring - shift))
         wrap <<= ring - shift
     words = data + mask.shares
-    words[0] += 1 << (ring - 2)
+    rt.add_public(words, 1 << (ring - 2))
     (opened,) = yield [Open(words, ring)]
     c = opened.to(torch.int64)
     no_top = 1 - ((c >> (ring - 1)) & 1)
@@ -140,8 +140,7 @@ def lift_words(rt: Runtime, data: Tensor, ring: int, shift: int) -> Protocol[Ten
     public -= 1 << (ring - 2 - shift)
     wrap *= no_top
     wrap += minus_kept
-    wrap[0] += public
-    return wrap
+    return rt.add_public(wrap, public)
 
 
 def normal(rt: Runtime, x: Shares) -> Protocol[Shares]:

@@ -61,13 +61,12 @@ def at_least(rt: Runtime, x: Shares, thresholds: Sequence[int], *, frac: int, ra
         table = table.unsqueeze(1)
         lt = ((table >> a) & 1).to(torch.int8)
         table = table << 1
-        table[0] ^= 1  # [-1 < digit] is true
+        rt.flip_public(table)  # [-1 < digit] is true
         less.append(lt)
         equal.append(((table >> a) & 1).to(torch.int8) ^ lt)
     borrow = yield from _first_difference(rt, less, equal, group)
     sign = borrow.view(len(mask.shares), *shape) ^ top.unsqueeze(1)
-    sign[0] ^= ((c >> low) & 1).to(torch.int8) ^ 1
-    return sign
+    return rt.flip_public(sign, ((c >> low) & 1).to(torch.int8) ^ 1)
 
 
 def _first_difference(rt: Runtime, less: list[Tensor], equal: list[Tensor], group: int) -> Protocol[Tensor]:
@@ -150,8 +149,7 @@ def and_products(rt: Runtime, inputs: list[Tensor], products: list[tuple[int, ..
         for s in _subsets(p):
             if len(s) < len(p):
                 total ^= shared[s] & public(tuple(i for i in p if i not in s))
-        total[0] ^= public(p)
-        out.append(total)
+        out.append(rt.flip_public(total, public(p)))
     return out
 
 
@@ -194,7 +192,7 @@ def select(rt: Runtime, terms: Sequence[tuple[Tensor, Shares | int]], like: Shar
         flipped = next(opened).to(torch.int64) & 1
         sign = 1 - 2 * flipped
         arithmetic *= sign
-        arithmetic[0] += flipped
+        rt.add_public(arithmetic, flipped)
         if value_mask is not None and value_masked is not None and isinstance(value, Shares):
             arithmetic *= next(opened)
             value_masked *= sign
@@ -217,12 +215,8 @@ def clamp(rt: Runtime, x: Shares, low: int | None, high: int | None, *, frac: in
     scale = x.frac - frac
     first, last = above[:, 0], above[:, -1]
     if low is None or high is None:
-        keep = first.clone()
-        if low is None:
-            keep[0] ^= 1
-        outside = keep.clone()
-        outside[0] ^= 1
+        keep = first if low is not None else rt.flip_public(first.clone())
+        outside = rt.flip_public(keep.clone())
         return (yield from select(rt, [(keep, x), (outside, limits[0] << scale)], x))
-    under = first.clone()
-    under[0] ^= 1
+    under = rt.flip_public(first.clone())
     return (yield from select(rt, [(first ^ last, x), (last, high << scale), (under, low << scale)], x))

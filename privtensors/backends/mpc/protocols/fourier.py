@@ -119,8 +119,7 @@ def bulk(rt: Runtime, x: Shares, plan: Plan) -> Protocol[Tensor]:
             if j + 1 < harmonics:
                 a, b, free_a, free_b = _turn(a, b, cos, sin, free_a, free_b)
         out[:, block] = total
-    out[0] += constant
-    return out.view(len(mask.shares), *shape)
+    return rt.add_public(out, constant).view(len(mask.shares), *shape)
 
 
 def pieces(rt: Runtime, x: Shares, series: tuple[Series, ...], period_bits: tuple[int, ...], out_frac: int) -> Protocol[Tensor]:
@@ -157,8 +156,7 @@ def pieces(rt: Runtime, x: Shares, series: tuple[Series, ...], period_bits: tupl
     weights = torch.cat([c * cos + s * sin, c * sin - s * cos], 1).mul_(2.0 ** (out_frac - _TABLE)).round_().to(torch.int64)
     out = (tables * weights).sum(2)
     constant = torch.tensor([p.constant for p in series], dtype=torch.float64) * 2.0**out_frac
-    out[0] += constant.round().to(torch.int64).view(-1, *trail)
-    return out
+    return rt.add_public(out, constant.round().to(torch.int64).view(-1, *trail))
 
 
 def widen(rt: Runtime, words: Tensor, out_frac: int, frac: int, dtype: torch.dtype) -> Protocol[Shares]:

@@ -65,8 +65,7 @@ def power(rt: Runtime, x: Shares, exponent: float, *, low: int, octaves: int) ->
         pieces(rt, x, series, period_bits, out_frac),
         at_least(rt, x, thresholds, frac=frac, range_bits=min(x.ring - x.frac - 2, low + octaves + 6)),
     )
-    under = above[:, 0].clone()
-    under[0] ^= 1
+    under = rt.flip_public(above[:, 0].clone())
     terms: list[tuple[torch.Tensor, Shares | int]] = [(under, round(scales[0] * 2.0**out_frac))]
     for j in range(count):
         terms.append((above[:, j] ^ above[:, j + 1], Shares(values[:, j].contiguous(), out_frac, WORD, x.dtype)))
@@ -88,10 +87,10 @@ def layer_norm(rt: Runtime, x: Shares, gain: Shares | None, eps: float) -> Proto
     y = yield from lift(rt, x, frac)
     wire = yield from open_wire(rt, y)
     centred = wire.map(lambda t, lead: t * n - t.sum(-1, keepdim=True))
-    total = Wire(wire.public.sum(-1), wire.masks.sum(-1), wire.mask.sum(-1), frac, WORD)
+    total = Wire(wire.public.sum(-1), wire.masks.sum(-1), wire.mask.sum(-1), frac, WORD, rt.first)
     # n² · var = n · Σ y² - (Σ y)²
     spread = square_wire(rt, wire).data.sum(-1) * n - square_wire(rt, total).data
-    spread[0] += round(eps * n * n * 2.0 ** (2 * frac))
+    rt.add_public(spread, round(eps * n * n * 2.0 ** (2 * frac)))
 
     def inverse_deviation() -> Protocol[tuple[Shares, Wire]]:
         root = yield from power(rt, Shares(spread, 2 * frac, WORD, x.dtype), -0.5, low=2 * bits - 16, octaves=30)

@@ -71,7 +71,7 @@ def softmax_parts(rt: Runtime, s: Shares, keep: Tensor | None, factor: float) ->
     t = yield from clamp(rt, s, round(LOW * cut), round(HIGH * cut), frac=cut_frac, range_bits=min(s.ring - s.frac - 2, 20 - cut_frac))
     if keep is not None:
         t = t.like(t.data * keep)
-        t.data[0] += (~keep).to(torch.int64) * (round(LOW * cut) << (t.frac - cut_frac))
+        rt.add_public(t.data, (~keep).to(torch.int64) * (round(LOW * cut) << (t.frac - cut_frac)))
     top = yield from _coarse_max(rt, t, scale.cell_bits)
     x = t.like(t.data - (top << (t.frac + scale.cell_bits)).unsqueeze(-1), ring=min(t.ring, 16 + t.frac + scale.cell_bits))
     root = yield from widen(rt, (yield from bulk(rt, x, scale.plan)), scale.plan.out_frac, EXP_FRAC, s.dtype)
@@ -104,7 +104,7 @@ def mean_key(k: Shares, keep: Tensor | None) -> Shares:
 def _coarse_max(rt: Runtime, t: Shares, cell_bits: int) -> Protocol[Tensor]:
     """Row maximum of clamped scores in cells of ``2^cell_bits``, to within one cell: int64 shares modulo 2^16."""
     index = shrink(t.data, t.frac + cell_bits).to(torch.int16)
-    index[0] += _OFFSET
+    rt.add_public(index, _OFFSET)
     mask = rt.dealer.mask(t.shape, torch.int16)
     with rt.meter.offline():
         word = rt.dealer.xor_share(torch.ones((), dtype=torch.int64) << ((-mask.value) & 63).to(torch.int64))
@@ -114,17 +114,15 @@ def _coarse_max(rt: Runtime, t: Shares, cell_bits: int) -> Protocol[Tensor]:
     word = (word << turn) | (((word >> 1) & ((1 << 63) - 1)) >> (63 - turn))
     for step in (1, 2, 4, 8, 16, 32):
         word ^= (word >> step) & ((1 << (64 - step)) - 1)
-    word[0] ^= -1  # OR by De Morgan
+    rt.flip_public(word, -1)  # OR by De Morgan
     while word.shape[-1] > 1:
         width = min(4, word.shape[-1])
         if pad := -word.shape[-1] % width:
-            ones = torch.zeros(*word.shape[:-1], pad, dtype=torch.int64)
-            ones[0] = -1
+            ones = rt.constant(torch.full((*word.shape[1:-1], pad), -1))
             word = torch.cat([word, ones], -1)
         groups = word.view(*word.shape[:-1], -1, width)
         (word,) = yield from and_products(rt, [groups[..., i].contiguous() for i in range(width)], [tuple(range(width))])
-    word = word[..., 0]
-    word[0] ^= -1
+    word = rt.flip_public(word[..., 0], -1)
     # Population count of the unary word, on arithmetic shares.
     flip = rt.dealer.xor_mask(tuple(word.shape[1:]))
     places = torch.arange(64)
@@ -133,8 +131,7 @@ def _coarse_max(rt: Runtime, t: Shares, cell_bits: int) -> Protocol[Tensor]:
     (opened,) = yield [Open(word ^ flip.shares, 64, xor=True)]
     public = ((opened.unsqueeze(-1) >> places) & 1).to(torch.int16)
     count = ((1 - 2 * public) * bits).sum(-1)
-    count[0] += public.sum(-1) - 1 - _OFFSET
-    return count.to(torch.int64)
+    return rt.add_public(count, public.sum(-1) - 1 - _OFFSET).to(torch.int64)
 
 
 def row_reciprocal(rt: Runtime, total: Shares, n: int, frac: int) -> Protocol[Shares]:
@@ -208,7 +205,7 @@ def attention(rt: Runtime, q: Shares, k: Shares, v: Shares, keep: Tensor | None,
             wide = bias.to(torch.float64)
             allowed = torch.ones_like(wide) if keep is None else keep.expand(wide.shape).to(torch.float64)
             wide = wide - (wide * allowed).sum(-1, keepdim=True) / allowed.sum(-1, keepdim=True).clamp(min=1)
-            s.data[0] += (wide * (2.0**s.frac / factor)).round().to(torch.int64)
+            rt.add_public(s.data, (wide * (2.0**s.frac / factor)).round().to(torch.int64))
         if keep is not None:
             s = s.like(s.data * keep)
         return (yield from softmax_parts(rt, s, keep, factor))
