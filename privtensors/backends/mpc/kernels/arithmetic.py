@@ -123,7 +123,8 @@ def mul(backend: Host, x: Operand, y: Operand) -> Shares:
 def reciprocal_of(backend: Host, x: Shares) -> Shares:
     """1 / x for 2^-8 ≤ |x| ≤ 2^10, through 1/x = (x · r) · r with r = (x²)^(-1/2), so that signs need no comparison.
 
-    x · r is ±1, so the result is as right as r: 1e-4 of itself and one unit in the last place.
+    x · r is ±1, so the result is as right as r: 1e-4 of itself and one unit in the last place, beside what rounding x
+    itself to fixed point costs: the declared error holds from |x| = 0.1.
     """
 
     def protocol(rt: Runtime) -> Protocol[Shares]:
@@ -164,7 +165,10 @@ def pow_(backend: Host, x: Shares, exponent: float) -> Shares:
 
 
 def root(backend: Host, x: Shares, *, inverse: bool) -> Shares:
-    """x^(-1/2), or x^(1/2) = x · x^(-1/2), for x in [2^-16, 2^14]; zero and below saturate."""
+    """x^(-1/2), or x^(1/2) = x · x^(-1/2), for x in [2^-16, 2^14]; zero and below saturate.
+
+    Right to 1e-5 of the result, beside what rounding x itself to fixed point costs: the declared error holds from x = 0.1.
+    """
 
     def protocol(rt: Runtime) -> Protocol[Shares]:
         out = yield from normal(rt, (yield from power(rt, x, -0.5, low=-16, octaves=30)))

@@ -76,7 +76,8 @@ def power(rt: Runtime, x: Shares, exponent: float, *, low: int, octaves: int) ->
 def layer_norm(rt: Runtime, x: Shares, gain: Shares | None, eps: float) -> Protocol[tuple[Shares, Shares]]:
     """``(x - mean) / sqrt(var + eps) · gain`` over the last axis; the bias is the caller's.
 
-    Accurate for variances in [2^-14, 2^14]; smaller and larger ones saturate.
+    For variances in [2^-14, 2^14]; smaller and larger ones saturate. From 1e-2 up the error stays below 4e-3; at 1e-4 the
+    rounding of x itself, 2^-14 or finer, is amplified to about 1e-2.
 
     Returns:
         The normalised value at the backend's fractional bits in the full ring, and 1 / (n · sqrt(var + eps)) per row.

@@ -24,9 +24,9 @@ from privtensors.backends.mpc.protocols.normalise import power
 from privtensors.backends.mpc.runtime import Open, Protocol, Runtime, parallel
 from privtensors.backends.mpc.shares import WORD, Shares, Wire
 
-LOW: Final = -20.0  # scores this far below their row's mean weigh less than 3e-9
-HIGH: Final = 44.0  # scores further above it are treated as equal
-_OFFSET: Final = 20  # index of a score at the row's mean
+LOW: Final = -14.0  # scores this far below their row's mean weigh less than 1e-6
+HIGH: Final = 52.0  # scores further above it are treated as equal; MiniLM reaches 50
+_OFFSET: Final = 15  # index of a score at the row's mean: LOW to HIGH takes indices 0 to 63 when a cell is smallest
 SCORE_FRAC: Final = 13  # fractional bits of opened queries and keys
 EXP_FRAC: Final = 12  # fractional bits of opened exponentials
 

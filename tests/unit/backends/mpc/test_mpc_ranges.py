@@ -1,0 +1,135 @@
+"""Kernels over the whole range of legal inputs, ±2^18: accurate, saturated, or a typed error; never silently something else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+import privtensors as pt
+from privtensors.core.recorder import MemoryRecorder
+from privtensors.errors import PrivTensorsError
+
+TOP = 2.0**18 - 1
+
+
+@pytest.fixture(autouse=True)
+def session() -> Iterator[pt.Session]:
+    with torch.no_grad(), pt.Session(recorder=MemoryRecorder()) as session:
+        yield session
+
+
+def private(function: Callable[..., Tensor], *plain: Tensor) -> Tensor:
+    return pt.reveal(function(*(pt.protect(x, "mpc", owner="client") for x in plain)), to="client")
+
+
+PROMOTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "exp": torch.exp,
+    "sqrt": torch.sqrt,
+    "rsqrt": torch.rsqrt,
+    "reciprocal": torch.reciprocal,
+    "sigmoid": torch.sigmoid,
+    "erf": torch.erf,
+    "/ 3": lambda t: t / 3,
+    "+ 0.5": lambda t: t + 0.5,
+    "- 0.25": lambda t: t - 0.25,
+    "1.5 - x": lambda t: 1.5 - t,
+    "* 0.5": lambda t: t * 0.5,
+    "* float tensor": lambda t: t * torch.full((5,), 0.5),
+    "+ float tensor": lambda t: t + torch.full((5,), 0.5),
+    "clamp": lambda t: t.clamp(1.5, 3.5),
+    "maximum": lambda t: torch.maximum(t, torch.full((5,), 2.5)),
+    "** 0.5": lambda t: t**0.5,
+    "** 2": lambda t: t**2,
+    "cat": lambda t: torch.cat([t, torch.tensor([0.5])]),
+    "where": lambda t: torch.where(torch.arange(5) > 2, t, 0.5),
+    "product": lambda t: t * t,
+    "sum": lambda t: t.sum(),
+    "bool * float": lambda t: (t > 2) * torch.full((5,), 0.5),
+    "bool * int": lambda t: (t > 2) * t,
+    "bool sum": lambda t: (t > 2).sum(),
+    "bool cumsum": lambda t: (t > 2).cumsum(0),
+    "> 1.5": lambda t: t > 1.5,
+    "<= 2.5": lambda t: t <= torch.full((5,), 2.5),
+    "masked_fill": lambda t: t.masked_fill(torch.arange(5) > 2, 7),
+    "bool or": lambda t: (t > 2) * (t > 1),
+    "to float": lambda t: t.float() * 0.5,
+}
+
+
+@pytest.mark.parametrize("name", list(PROMOTIONS))
+def test_integers_become_floats_where_torch_makes_them_floats(name: str) -> None:
+    x = torch.arange(1, 6)
+    want = PROMOTIONS[name](x)
+    got = private(PROMOTIONS[name], x)
+    assert got.dtype == want.dtype
+    assert float((got.double() - want.double()).abs().max()) <= 1e-3
+
+
+def test_comparison_of_any_two_inputs() -> None:
+    a = torch.tensor([TOP, -TOP, TOP, -TOP, TOP, 0.0])
+    b = torch.tensor([-TOP, TOP, TOP - 1, -TOP + 1, 0.0, -TOP])
+    assert torch.equal(private(torch.gt, a, b), a > b)
+    assert torch.equal(private(torch.maximum, a, b), torch.maximum(a, b))
+    assert torch.equal(private(lambda t: t.amax(-1), torch.stack([a, b])), torch.stack([a, b]).amax(-1))
+
+
+def test_exp_over_its_whole_range() -> None:
+    x = torch.linspace(-24, 8, 4001)
+    error = (private(torch.exp, x) - x.exp()).abs()
+    assert bool((error <= 2e-5 + 1e-4 * x.exp()).all())
+    assert float(private(torch.exp, torch.tensor([8.5, 20.0, 100.0])).max()) <= 8.3e3  # saturates
+
+
+def test_reciprocal_is_as_right_as_its_result_has_digits() -> None:
+    x = torch.cat([torch.logspace(-2, 3, 2000), -torch.logspace(-2, 3, 2000)])
+    error = (private(torch.reciprocal, x) - 1 / x).abs()
+    assert bool((error <= 1.6e-5 + 5e-4 * (1 / x).abs()).all())
+
+
+def test_a_small_public_factor_keeps_its_digits() -> None:
+    x = torch.tensor([1e5, -2e5, 3.0])
+    for factor in (1e-6, 3.3e-5, 1 / 3, 7e-4):
+        for function in (lambda t, f=factor: t * f, lambda t, f=factor: t / (1 / f)):
+            error = (private(function, x) - x * factor).abs()
+            assert bool((error <= 2e-5 + 1e-5 * (x * factor).abs()).all())
+
+
+def test_a_sum_after_small_factors_keeps_both() -> None:
+    """Every small factor adds fractional bits; the next sum must not push its other operand out of the ring."""
+    x, z = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([100.0, 1000.0, TOP])
+    for k in (10, 20, 25, 30, 35, 40, 44, 60):
+        for function in (
+            lambda a, b, k=k: a * 2.0**-k + b,
+            lambda a, b, k=k: (a * a) * 2.0**-k + b,
+            lambda a, b, k=k: torch.cat([a * 2.0**-k, b])[3:],
+        ):
+            assert float((private(function, x, z) - function(x, z)).abs().max()) <= 0.04  # float32 of 2^18
+        assert float((private(lambda a, k=k: a * 2.0**-k + z, x) - z).abs().max()) <= 0.04
+
+
+@pytest.mark.parametrize("public", [1e30, torch.finfo(torch.float32).min, 2.0**50])
+@pytest.mark.parametrize("op", ["add", "mul", "masked_fill", "where", "matmul"])
+def test_a_public_operand_that_has_no_fixed_point_form_is_refused(public: float, op: str) -> None:
+    x = torch.ones(2, 2)
+    other = torch.full((2, 2), public)
+    mask = torch.eye(2) > 0
+    run: dict[str, Callable[[Tensor], Tensor]] = {
+        "add": lambda t: t + other,
+        "mul": lambda t: t * other,
+        "masked_fill": lambda t: t.masked_fill(mask, public),
+        "where": lambda t: torch.where(mask, t, other),
+        "matmul": lambda t: t @ other,
+    }
+    with pytest.raises(PrivTensorsError):
+        private(run[op], x)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (2, 0, 4)])
+def test_fused_blocks_of_nothing(shape: tuple[int, ...]) -> None:
+    for function in (lambda t: t.softmax(-1), lambda t: torch.nn.functional.layer_norm(t, [4]), torch.nn.functional.gelu, torch.relu):
+        got = private(function, torch.zeros(shape))
+        assert got.shape == shape
