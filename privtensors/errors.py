@@ -129,3 +129,23 @@ class CompositionError(PolicyError):
 
 class MissingExtra(PrivTensorsError):
     """A package that belongs to an optional extra is not installed."""
+
+
+class PeerLost(TransportError):
+    """The other party closed the connection, died or aborted."""
+
+
+class PeerTimeout(TransportError):
+    """The other party did not answer in time, or could not be reached in time."""
+
+
+class FrameError(TransportError):
+    """What arrived is no frame, or not the one due: truncated, replayed, out of order, too large, of another session or step."""
+
+
+class VersionMismatch(TransportError):
+    """The parties run different versions of the wire format or of TLS, or disagree on policy or model."""
+
+
+class WrongPeer(TransportError):
+    """The party at the other end is not the one expected, or did not accept our certificate."""
