@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from json import dumps
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from privtensors.core.optable import OPS, Op
 from privtensors.core.registry import BACKENDS, backend_class, backend_names, registry
 from privtensors.errors import RegistryError, UsageError
 
+if TYPE_CHECKING:
+    from privtensors.core.optable import Op
+
 START, END = "<!-- matrix -->", "<!-- /matrix -->"
 LEGEND = "yes: all tensor operands may be protected at once. SP, PS, …: only these mixes of protected (S) and public (P). no: it raises."
+
+
+def _table() -> tuple[Op, ...]:
+    from privtensors.core.optable import OPS  # torch comes with it: only when a matrix is printed
+
+    return OPS
 
 
 def operand_patterns(op: Op, backend: Any) -> tuple[str, ...]:
@@ -49,7 +57,7 @@ def support(names: tuple[str, ...]) -> dict[str, dict[str, tuple[str, ...]]]:
         RegistryError: A backend cannot be loaded.
     """
     classes = {name: backend_class(name) for name in names}
-    return {op.name: {name: operand_patterns(op, classes[name]) for name in names} for op in OPS}
+    return {op.name: {name: operand_patterns(op, classes[name]) for name in names} for op in _table()}
 
 
 def markdown() -> str:
@@ -63,8 +71,8 @@ def markdown() -> str:
     lines = [
         f"| operation | kind | {' | '.join(names)} |",
         f"|---|---|{'---|' * len(names)}",
-        *(f"| `{op.name}` | {op.category} | {' | '.join(cell(op, rows[op.name][n]) for n in names)} |" for op in OPS),
-        f"| **rows covered** | {len(OPS)} | {' | '.join(str(sum(bool(rows[op.name][n]) for op in OPS)) for n in names)} |",
+        *(f"| `{op.name}` | {op.category} | {' | '.join(cell(op, rows[op.name][n]) for n in names)} |" for op in _table()),
+        f"| **rows covered** | {len(_table())} | {' | '.join(str(sum(bool(rows[op.name][n]) for op in _table())) for n in names)} |",
     ]
     return "\n".join([*lines, "", LEGEND])
 
@@ -93,7 +101,7 @@ def backends(
     rows = support(names)
     if json:
         described = {n: {"guarantee": backend_class(n).guarantee, "assumption": backend_class(n).assumption} for n in names}
-        operations = {op.name: {"category": op.category, "backends": {n: list(rows[op.name][n]) for n in names}} for op in OPS}
+        operations = {op.name: {"category": op.category, "backends": {n: list(rows[op.name][n]) for n in names}} for op in _table()}
         typer.echo(dumps({"backends": described, "operations": operations, "broken": broken}, indent=2, ensure_ascii=False))
         return
     _print(names, rows, broken)
@@ -106,7 +114,7 @@ def _print(names: tuple[str, ...], rows: dict[str, dict[str, tuple[str, ...]]], 
     table = Table(title="Operations by backend", caption=LEGEND)
     for column in ("operation", "kind", *names):
         table.add_column(column)
-    for op in OPS:
+    for op in _table():
         cells = [cell(op, rows[op.name][n]) for n in names]
         table.add_row(op.name, op.category, *(f"[dim]{c}[/dim]" if c == "no" else c for c in cells))
     console = Console()

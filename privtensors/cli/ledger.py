@@ -85,7 +85,7 @@ def _one_line_errors(as_json: bool) -> Iterator[None]:
         if as_json:
             typer.echo(json.dumps({"ok": False, "error": type(error).__name__, "where": error.where, "what": error.what, "fix": error.fix}))
         else:
-            typer.echo(f"{type(error).__name__}: {_printable(str(error))}", err=True)
+            typer.echo(f"error: {_printable(str(error))}", err=True)
         raise typer.Exit(1) from None
 
 

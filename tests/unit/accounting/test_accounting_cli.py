@@ -110,7 +110,7 @@ def test_verify_refuses_an_absent_ledger_a_bad_head_and_garbage(tmp_path: Path, 
     for bad in ("", "3", str(head)[:-1], "x" * 70):
         assert "not a ledger head" in refused("verify", "--ledger", ledger.path, "--head", bad)
     (tmp_path / "garbage").write_bytes(b"\x00\xff" * 5000)
-    assert "LedgerCorrupt" in refused("verify", "--ledger", tmp_path / "garbage")
+    assert "damaged or no ledger" in refused("verify", "--ledger", tmp_path / "garbage")
 
 
 def test_the_environment_names_the_ledger(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
