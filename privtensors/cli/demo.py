@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import logging
 import time
 from pathlib import Path
 from typing import Annotated
@@ -41,6 +42,7 @@ def demo(
     """
     start = time.perf_counter()
     request = _request(reviews, full, train, model, tuple(text or ()), max_tokens, ledger)
+    logging.getLogger("privtensors").setLevel(logging.ERROR)  # the report says SIMULATED itself
     from privtensors.cli import demo_job
     from privtensors.cli.stages import Stages
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import logging
 import secrets
 from typing import Any, Final
 
@@ -11,6 +12,8 @@ from privtensors.core.meter import Meter
 from privtensors.core.recorder import Recorder
 from privtensors.core.registry import RECORDERS, backend_class, registry, technique_class
 from privtensors.errors import InvalidInput, RegistryError
+
+_LOG: Final = logging.getLogger("privtensors")
 
 
 class Session:
@@ -70,7 +73,9 @@ class Session:
                 fix="use it in a Policy with pt.wrap",
             )
         if spec not in self._backends:
-            self._backends[spec] = backend_class(spec.backend)(spec, self.meter)
+            backend = self._backends[spec] = backend_class(spec.backend)(spec, self.meter)
+            if backend.simulated and backend.guarantee != "none":
+                _LOG.warning("SIMULATED: one process holds every party's view (backend %s)", spec.backend)
         return self._backends[spec]
 
     def __enter__(self) -> Session:
