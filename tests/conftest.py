@@ -11,7 +11,7 @@ from hypothesis import settings
 # Before any test imports transformers: a test that needs a model gets it from privtensors.testing.assets.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded, as the command line does
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # before torch is loaded, as the command line does
 
 # The same examples in every run; a shared machine is slow at times, so hypothesis sets no deadline per example.
 settings.register_profile("house", deadline=None, derandomize=True, print_blob=True)

@@ -13,7 +13,7 @@ def main() -> int:
     if len(sys.argv) < 2 or sys.argv[1] not in known:
         print(f"usage: python -m tests.bench {{{','.join(known)}}} [options]", file=sys.stderr)
         return 2
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, for plain and private alike
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the command line does, for plain and private alike
     importlib.import_module(f"tests.bench.{sys.argv[1]}").main(sys.argv[2:])
     return 0
 

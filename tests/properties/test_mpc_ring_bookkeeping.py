@@ -93,8 +93,8 @@ PROTOCOLS: dict[str, Callable[[Lab], Any]] = {
     "and": ands,
     "bulk": lambda lab: lab.run(bulk(lab.rt, lab.share(numbers(5, 300), 18, 40), activation("gelu").plan)),
     "power": lambda lab: lab.run(power(lab.rt, lab.share(numbers(5, 30).abs() + 0.01, 20, 50), -0.5, low=-10, octaves=20)),
-    "layer_norm": lambda lab: list(lab.run(layer_norm(lab.rt, lab.share(numbers(3, 4, 40), 36, 60), lab.share(numbers(1, 40)), 1e-5))),
-    "layer_norm, no gain": lambda lab: list(lab.run(layer_norm(lab.rt, lab.share(numbers(3, 4, 40), 18, 50), None, 1e-5))),
+    "layer_norm": lambda lab: [lab.run(layer_norm(lab.rt, lab.share(numbers(3, 4, 40), 36, 60), lab.share(numbers(1, 40)), 1e-5))],
+    "layer_norm, no gain": lambda lab: [lab.run(layer_norm(lab.rt, lab.share(numbers(3, 4, 40), 18, 50), None, 1e-5))],
     "softmax_parts": lambda lab: list(lab.run(softmax_parts(lab.rt, lab.share(numbers(6, 5, 33), 26, 59), numbers(1, 5, 33) > -1, 0.25))),
     "softmax": lambda lab: lab.run(softmax(lab.rt, lab.share(numbers(6, 5, 33)))),
     **{

@@ -57,7 +57,7 @@ PROTOCOLS: dict[str, Callable[[Lab, Tensor], Any]] = {
         name: lambda lab, x, name=name: lab.run(activate(lab.rt, lab.share(x), name)) for name in ("gelu", "silu", "tanh", "sigmoid", "erf")
     },
     "power": lambda lab, x: lab.run(power(lab.rt, lab.share(x.abs()), -0.5, low=-10, octaves=12)),
-    "layer_norm": lambda lab, x: lab.run(layer_norm(lab.rt, lab.share(x), lab.share(torch.ones(64)), 1e-5))[0],
+    "layer_norm": lambda lab, x: lab.run(layer_norm(lab.rt, lab.share(x), lab.share(torch.ones(64)), 1e-5)),
     "softmax": lambda lab, x: lab.run(softmax(lab.rt, lab.share(x))),
     "attention": lambda lab, x: lab.run(attention(lab.rt, *(lab.share(x.view(2, 12, 64)) for _ in range(3)), None, None, 0.125)),
 }

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from privtensors.backends.mpc.protocols.compare import DIGIT
+from privtensors.backends.mpc.protocols.normalise import ROW_DIGIT
 from privtensors.backends.mpc.protocols.softmax import EXP_FRAC, SCORE_FRAC, public_mask, scale_of
 from privtensors.backends.mpc.shares import WORD, Shares, broadcast_shape
 from privtensors.core.kernel import FREE, Cost
@@ -34,10 +35,10 @@ def then(*costs: Cost) -> Cost:
     return sum(costs, FREE)
 
 
-def comparison(n: int, thresholds: int, frac: int, range_bits: int, group: int = 3) -> Cost:
+def comparison(n: int, thresholds: int, frac: int, range_bits: int, digit: int = DIGIT, group: int = 3) -> Cost:
     """at_least: one opening of the window, then AND rounds over groups of digits."""
     low = frac + range_bits
-    cost, digits = opened(n, low + 1), -(-low // DIGIT)
+    cost, digits = opened(n, low + 1), -(-low // digit)
     while digits > 1:
         sizes = [min(group, digits - start) for start in range(0, digits, group)]
         # Per group: the higher digits' equalities and the lower digits' orders; the whole group's equality if not the lowest.
@@ -48,7 +49,7 @@ def comparison(n: int, thresholds: int, frac: int, range_bits: int, group: int =
 
 
 def selection(n: int, shared: int, public: int, ring: int = WORD) -> Cost:
-    """select: one bit per term and one word per shared term, in one round."""
+    """select: one bit per term and one word per term that was not opened before, in one round."""
     return Cost(1, (shared + public) * packed_size(n, 1) + shared * packed_size(n, ring))
 
 
@@ -56,7 +57,7 @@ def power(n: int, frac: int, low: int, octaves: int, ring: int = WORD) -> Cost:
     """power: the pieces' opening beside the comparison, then the selection."""
     count = octaves // 2
     wide = min(ring - frac - 2, low + octaves + 6)
-    return then(beside(opened(n, ring), comparison(n, count + 1, 4 - low, wide)), selection(n, count, 2))
+    return then(beside(opened(n, ring), comparison(n, count + 1, 4 - low, wide, ROW_DIGIT, 5)), selection(n, count, 2))
 
 
 def _n(x: Any) -> int:
@@ -119,7 +120,7 @@ def activation(line: bool, constants: int) -> Callable[..., Cost]:
         n = _n(x)
         series = then(opened(n, 20), opened(n, 32))
         parts = [comparison(n, 2, 2, 13), series, *([opened(n, WORD)] if line else [])]
-        return then(beside(*parts), selection(n, 2 if line else 1, constants))
+        return then(beside(*parts), selection(n, 0, (2 if line else 1) + constants))
 
     return cost
 
@@ -235,7 +236,6 @@ def softmax_rows(shape: tuple[int, ...], frac: int, ring: int, factor: float) ->
         opened(rows, 64),
         opened(n, scale.plan.period_bits),
         opened(n, 32),
-        opened(n, WORD),
     )
 
 
@@ -254,7 +254,6 @@ def softmax(backend: Any, x: Any, dim: int, *_rest: Any) -> Cost:
         opened(rows, WORD),
         softmax_rows(shape, 16, 52, 1.0),
         beside(_row_inverse(rows, shape[-1]), opened(count, WORD - EXP_FRAC)),
-        opened(rows, WORD),
         opened(count, WORD - EXP_FRAC),
     )
 
@@ -272,26 +271,23 @@ def attention(
     size_q, size_k, size_v = (math.prod(t.shape) for t in (q, k, v))
     out = rows * v.shape[-1]
     ring = WORD - (backend.frac - SCORE_FRAC)
-    reference = then(opened(mean_size, WORD), opened(mean_size, WORD))
     scores = then(
-        beside(opened(size_q, ring), opened(size_k, ring), reference),
+        beside(opened(size_q, ring), opened(size_k, ring), opened(mean_size, WORD)),
         softmax_rows((*batch, q.shape[-2], length), 2 * SCORE_FRAC, ring, factor),
     )
-    mixed = then(opened(out, WORD - EXP_FRAC), opened(out, WORD))
-    first = beside(scores, opened(size_v, WORD))
-    second = beside(opened(rows * length, WORD - EXP_FRAC), opened(size_v, WORD), _row_inverse(rows, length))
-    return then(first, second, beside(mixed, opened(rows, WORD)), opened(out, WORD))
+    weights = beside(opened(rows * length, WORD - EXP_FRAC), opened(size_v, WORD))
+    mixed = then(weights, opened(out, WORD - EXP_FRAC))
+    return then(beside(scores, opened(size_v, WORD)), beside(mixed, _row_inverse(rows, length)), opened(out, WORD))
 
 
 def layer_norm(backend: Any, x: Any, shape: Any, weight: Any = None, *_rest: Any) -> Cost:
-    """layer_norm: open, inverse deviation beside the weighted numerator, product, lift. Of a public x only the gain is shared."""
+    """layer_norm: values and row sums, inverse deviation beside the weighted numerator, lift. Of a public x only the gain is shared."""
     if not isinstance(x, Shares):
         return FREE
     size = math.prod(shape)
     n, rows = _n(x), _n(x) // size if size else 0
     bits = math.ceil(math.log2(size))
     frac = min(18, (62 - 15 - 2 * bits) // 2)
-    deviation = then(power(rows, 2 * frac, 2 * bits - 16, 30), opened(rows, WORD), opened(rows, WORD))
-    weighted = then(opened(_n(weight), WORD), opened(n, WORD), opened(n, WORD)) if isinstance(weight, Shares) else FREE
-    first = opened(n, WORD) if frac != backend.frac else FREE
-    return then(first, opened(n, WORD), beside(deviation, weighted), opened(n, WORD))
+    deviation = then(power(rows, 2 * frac, 2 * bits - 16, 30), opened(rows, WORD))
+    weighted = then(opened(_n(weight), WORD), opened(n, WORD)) if isinstance(weight, Shares) else FREE
+    return then(beside(opened(n, WORD), opened(rows, WORD)), beside(deviation, weighted), opened(n, WORD))

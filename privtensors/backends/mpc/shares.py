@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -16,6 +17,20 @@ WORD: Final = 64
 ViewMap = Callable[[Tensor, int], Tensor]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """A further part of a mask: ``coefficient · mask · 2^shift``, the coefficient public once the value is opened.
+
+    Attributes:
+        coefficient: int64, broadcastable to the value.
+        mask: int64, the dealer's.
+    """
+
+    coefficient: Tensor
+    mask: Tensor
+    shift: int
+
+
 class Wire:
     """A value opened once as ``public = value + mask`` in Z_2^ring, reusable in any number of products.
 
@@ -26,10 +41,11 @@ class Wire:
         frac: Fractional bits.
         ring: Valid low bits.
         first: Row of party 0 among the parties held here, or None.
+        extra: Further parts of the mask, beside ``mask``: a value that was opened while it was lifted.
         reused: True once it was found again by a later call: a weight.
     """
 
-    __slots__ = ("_residue", "base", "first", "frac", "mask", "masks", "public", "reused", "ring", "view")
+    __slots__ = ("_residue", "base", "extra", "first", "frac", "mask", "masks", "public", "reused", "ring", "view")
 
     def __init__(
         self,
@@ -41,15 +57,28 @@ class Wire:
         first: int | None,
         base: Wire | None = None,
         view: ViewMap | None = None,
+        extra: tuple[Part, ...] = (),
     ) -> None:
         self.public, self.masks, self.mask, self.frac, self.ring = public, masks, mask, frac, ring
-        self.base, self.view, self.first = base, view, first
+        self.base, self.view, self.first, self.extra = base, view, first, extra
         self.reused: bool = base.reused if base is not None else False
         self._residue: Tensor | None = None
 
     def map(self, view: ViewMap) -> Wire:
         """The wire of a reshaped or sliced value."""
-        return Wire(view(self.public, 0), view(self.masks, 1), view(self.mask, 0), self.frac, self.ring, self.first, self, view)
+        extra = tuple(Part(view(p.coefficient, 0), view(p.mask, 0), p.shift) for p in self.extra)
+        public, masks, mask = view(self.public, 0), view(self.masks, 1), view(self.mask, 0)
+        return Wire(public, masks, mask, self.frac, self.ring, self.first, self, view, extra)
+
+    def plus(self, other: Wire) -> Wire:
+        """The opened form of the sum of two values of one shape and ring, their words taken at this value's scale."""
+        public, masks, mask = self.public + other.public, self.masks + other.masks, self.mask + other.mask
+        return Wire(public, masks, mask, self.frac, min(self.ring, other.ring), self.first, extra=self.extra + other.extra)
+
+    def doubled(self) -> Wire:
+        """The opened form of twice the value."""
+        extra = tuple(Part(p.coefficient, p.mask, p.shift + 1) for p in self.extra)
+        return Wire(self.public << 1, self.masks << 1, self.mask << 1, self.frac, self.ring, self.first, extra=extra)
 
     def residue(self) -> Tensor:
         """Additive shares of the value rebuilt from the opened form, ``(parties, *shape)``; kept for reuse (weights)."""

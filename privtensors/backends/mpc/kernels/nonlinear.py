@@ -202,7 +202,7 @@ def layer_norm_(
         return add(backend, plain, 0.0 if bias is None else bias), None, None
     rows = x.like(x.data.reshape(len(x.data), *x.shape[: len(x.shape) - len(shape)], math.prod(shape)))
     gain = weight.like(weight.data.reshape(len(weight.data), -1)) if isinstance(weight, Shares) and len(shape) > 1 else weight
-    out = backend.run(layer_norm(backend.runtime, rows, gain if isinstance(gain, Shares) else None, eps))[0]
+    out = backend.run(layer_norm(backend.runtime, rows, gain if isinstance(gain, Shares) else None, eps))
     out = out.like(out.data.reshape(len(out.data), *x.shape))
     out.dtype = x.dtype
     if isinstance(weight, Tensor):

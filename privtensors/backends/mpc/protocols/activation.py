@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from privtensors.backends.mpc.fits import Series, fit
-from privtensors.backends.mpc.protocols.arithmetic import lift
+from privtensors.backends.mpc.protocols.arithmetic import open_lifted
 from privtensors.backends.mpc.protocols.compare import at_least, select
 from privtensors.backends.mpc.protocols.fourier import Plan, bulk, widen
 from privtensors.backends.mpc.runtime import Protocol, Runtime, parallel
-from privtensors.backends.mpc.shares import Shares
+from privtensors.backends.mpc.shares import WORD, Shares, Wire
 
 RANGE_BITS: Final = 13  # activations compare |x| < 2^13
 _CUT: Final = 2  # fractional bits of the window's comparison: its limits are decided to a quarter
@@ -95,30 +95,26 @@ def activate(rt: Runtime, x: Shares, name: str) -> Protocol[Shares]:
     limit = round(act.window * 2**_CUT)
     offset = 0.5 if name == "sigmoid" else 0.0
 
-    def inside() -> Protocol[Shares]:
-        value = yield from widen(rt, (yield from bulk(rt, x, act.plan)), act.plan.out_frac, rt.frac, x.dtype)
+    def inside() -> Protocol[Wire]:
+        value = yield from widen(rt, (yield from bulk(rt, x, act.plan)), act.plan.out_frac, rt.frac)
         if offset:
-            rt.add_public(value.data, round(offset * 2**rt.frac))
+            value.public += round(offset * 2**rt.frac)
         return value
 
-    def half_line() -> Protocol[Shares | None]:
-        return (yield from lift(rt, x, rt.frac - 1)) if act.line else None
+    def half_line() -> Protocol[Wire | None]:
+        return (yield from open_lifted(rt, x, rt.frac - 1)) if act.line else None
 
     above, value, half = yield from parallel(at_least(rt, x, [-limit, limit], frac=_CUT, range_bits=RANGE_BITS), inside(), half_line())
-    whole = None
-    if half is not None:  # words at one fractional bit less read as x / 2
-        value = value.like(value.data + half.data)
-        whole = value.like(half.data << 1)
-    under = rt.flip_public(above[:, 0].clone())
-    over = above[:, 1]
-    terms: list[tuple[torch.Tensor, Shares | int]] = [(above[:, 0] ^ over, value)]
-    if act.line and whole is not None:
-        terms.append((over, whole))
+    under, over = rt.flip_public(above[:, 0].clone()), above[:, 1]
+    terms: list[tuple[torch.Tensor, Shares | Wire | int]] = [(above[:, 0] ^ over, value if half is None else value.plus(half))]
+    if half is not None:  # opened at one fractional bit less, it reads as x / 2
+        terms.append((over, half.doubled()))
     elif act.above:
         terms.append((over, round(act.above * 2**rt.frac)))
     if act.below:
         terms.append((under, round(act.below * 2**rt.frac)))
-    return (yield from select(rt, terms, value))
+    out = yield from select(rt, terms, value)
+    return Shares(out.data, rt.frac, WORD, x.dtype)
 
 
 @functools.cache

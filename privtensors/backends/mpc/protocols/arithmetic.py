@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from privtensors.backends.mpc.runtime import Open, Protocol, Runtime
-from privtensors.backends.mpc.shares import WORD, Shares, Wire, low_bits
+from privtensors.backends.mpc.shares import WORD, Part, Shares, Wire, low_bits
 from privtensors.errors import ProtocolError
 
 
@@ -52,10 +52,33 @@ def open_wire(rt: Runtime, x: Shares, frac: int | None = None) -> Protocol[Wire]
     return wire if view is None else wire.map(view)
 
 
-def multiply_wires(rt: Runtime, x: Wire, y: Wire) -> Shares:
-    """Elementwise product of two opened values, with broadcasting; local. The scale is the sum of both."""
+def _mask_products(rt: Runtime, x: Wire, y: Wire) -> Tensor:
+    """Shares of the product of two masks: the dealer shares the product of each pair of parts, public coefficients join them."""
     with rt.meter.offline():
         out = rt.dealer.share(x.mask * y.mask)
+    if not (x.extra or y.extra):
+        return out
+    if x is y and len(x.extra) == 1:  # (m + c t)² = m² + 2 c m t + c² t², with c in {0, -1}
+        (part,) = x.extra
+        with rt.meter.offline():
+            twice = rt.dealer.share((x.mask << 1) * part.mask - (part.mask * part.mask << part.shift), WORD - part.shift)
+            twice <<= part.shift
+        return out.add_(twice.mul_(part.coefficient))
+    pairs = [(p.coefficient, p.mask, y.mask, p.shift) for p in x.extra] + [(q.coefficient, x.mask, q.mask, q.shift) for q in y.extra]
+    pairs += [(p.coefficient * q.coefficient, p.mask, q.mask, p.shift + q.shift) for p in x.extra for q in y.extra]
+    for coefficient, one, other, shift in pairs:
+        if shift >= WORD:
+            continue
+        with rt.meter.offline():
+            product = rt.dealer.share(one * other, WORD - shift)
+            product <<= shift
+        out += product * coefficient
+    return out
+
+
+def multiply_wires(rt: Runtime, x: Wire, y: Wire) -> Shares:
+    """Elementwise product of two opened values, with broadcasting; local. The scale is the sum of both."""
+    out = _mask_products(rt, x, y)
     for row, mask_x, mask_y in zip(out, x.masks, y.masks, strict=True):
         row.addcmul_(x.public, mask_y, value=-1)
         row.addcmul_(mask_x, y.public, value=-1)
@@ -66,8 +89,7 @@ def multiply_wires(rt: Runtime, x: Wire, y: Wire) -> Shares:
 
 def square_wire(rt: Runtime, x: Wire) -> Shares:
     """Elementwise square of an opened value; local."""
-    with rt.meter.offline():
-        out = rt.dealer.share(x.mask * x.mask)
+    out = _mask_products(rt, x, x)
     twice = x.public << 1
     for row, mask in zip(out, x.masks, strict=True):
         row.addcmul_(twice, mask, value=-1)
@@ -78,6 +100,8 @@ def square_wire(rt: Runtime, x: Wire) -> Shares:
 
 def matmul_wires(rt: Runtime, x: Wire, y: Wire) -> Shares:
     """Matrix product of two opened values, batched as torch.matmul; local. ``y`` may be a weight opened long before."""
+    if x.extra or y.extra:
+        raise ProtocolError("a value opened while it was lifted has no matrix products", where="mpc bookkeeping")
     with rt.meter.offline():
         out = rt.dealer.share(torch.matmul(x.mask, y.mask))
     known = y.reused
@@ -118,17 +142,46 @@ def lift_words(rt: Runtime, data: Tensor, ring: int, shift: int) -> Protocol[Ten
     Raises:
         ProtocolError: A shift that leaves nothing of the ring.
     """
-    if not 0 <= shift <= ring - 2:
-        raise ProtocolError(f"truncation by {shift} bits in a ring of {ring}", where="mpc bookkeeping")
     if ring == WORD and shift == 0:
         return data
+    public, minus_masks, _, _ = yield from _lifted(rt, data, ring, shift)
+    return rt.add_public(minus_masks, public)
+
+
+def lift_wire(rt: Runtime, data: Tensor, ring: int, shift: int, frac: int) -> Protocol[Wire]:
+    """Lift and keep what was opened: the result is ready for elementwise products without another round."""
+    public, minus_masks, kept, part = yield from _lifted(rt, data, ring, shift)
+    return Wire(public, -minus_masks, kept, frac, WORD, rt.first, extra=(part,))
+
+
+def open_lifted(rt: Runtime, x: Shares, frac: int) -> Protocol[Wire]:
+    """``x`` at ``frac`` fractional bits in the full ring, opened for elementwise products; 1 round, ``x.ring`` bits."""
+    known = x.opened(frac, WORD)
+    if known is not None:
+        return known
+    shift, ring = x.frac - frac, x.ring
+    if shift < 0:
+        x, shift, ring = rescale(x, frac), 0, min(WORD, x.ring + frac - x.frac)
+    if ring == WORD and shift == 0:
+        return (yield from open_wire(rt, x))
+    return (yield from lift_wire(rt, x.data, ring, shift, frac))
+
+
+def _lifted(rt: Runtime, data: Tensor, ring: int, shift: int) -> Protocol[tuple[Tensor, Tensor, Tensor, Part]]:
+    """value >> shift = public - mask in the full ring, mask = kept - no_top · top_bit · 2^(ring - shift).
+
+    Returns:
+        The public words, shares of minus the mask, and the dealer's two parts of the mask.
+    """
+    if not 0 <= shift <= ring - 2:
+        raise ProtocolError(f"truncation by {shift} bits in a ring of {ring}", where="mpc bookkeeping")
     shape = tuple(data.shape[1:])
     mask = rt.dealer.mask(shape, data.dtype)
     with rt.meter.offline():
         full = mask.value.to(torch.int64)
         top_bit = (full >> (ring - 1)) & 1
         kept = low_bits(full, ring) >> shift if ring < WORD else low_bits(full >> shift, WORD - shift)
-        minus_kept = rt.dealer.share(kept.neg_())
+        minus_kept = rt.dealer.share(-kept)
         wrap = rt.dealer.share(top_bit, WORD - (ring - shift))
         wrap <<= ring - shift
     words = data + mask.shares
@@ -140,7 +193,7 @@ def lift_words(rt: Runtime, data: Tensor, ring: int, shift: int) -> Protocol[Ten
     public -= 1 << (ring - 2 - shift)
     wrap *= no_top
     wrap += minus_kept
-    return rt.add_public(wrap, public)
+    return public, wrap, kept, Part(-no_top, top_bit, ring - shift)
 
 
 def normal(rt: Runtime, x: Shares) -> Protocol[Shares]:

@@ -17,13 +17,15 @@ from torch import Tensor
 from privtensors.backends.mpc.dealer import Mask
 from privtensors.backends.mpc.protocols.arithmetic import rescale, shrink
 from privtensors.backends.mpc.runtime import Open, Protocol, Runtime
-from privtensors.backends.mpc.shares import WORD, Shares
+from privtensors.backends.mpc.shares import WORD, Shares, Wire
 from privtensors.errors import ProtocolError
 
 DIGIT: Final = 5  # a thermometer of a 5-bit digit fills an int32 word
 
 
-def at_least(rt: Runtime, x: Shares, thresholds: Sequence[int], *, frac: int, range_bits: int, group: int = 3) -> Protocol[Tensor]:
+def at_least(
+    rt: Runtime, x: Shares, thresholds: Sequence[int], *, frac: int, range_bits: int, digit: int = DIGIT, group: int = 3
+) -> Protocol[Tensor]:
     """Boolean shares of ``x ≥ t`` for public thresholds.
 
     Args:
@@ -31,6 +33,7 @@ def at_least(rt: Runtime, x: Shares, thresholds: Sequence[int], *, frac: int, ra
         thresholds: In units of ``2^-frac``.
         frac: Fractional bits looked at: the answer is exact except within one such unit of the threshold.
         range_bits: Integer bits of the window.
+        digit: Bits per digit: 5 (4 dealer bytes a digit), or 10 for few elements (128 dealer bytes, fewer rounds).
         group: Digits combined per AND round.
 
     Returns:
@@ -44,29 +47,49 @@ def at_least(rt: Runtime, x: Shares, thresholds: Sequence[int], *, frac: int, ra
     words = shrink(x.data, shift)
     narrow = torch.int32 if width <= 32 else torch.int64
     mask = rt.dealer.mask(x.shape, narrow)
-    digits = [(start, min(DIGIT, low - start)) for start in range(0, low, DIGIT)]
+    digits = [(start, min(digit, low - start)) for start in range(0, low, digit)]
     with rt.meter.offline():
-        below_digit = []
-        for start, size in digits:
-            digit = ((mask.value >> start) & ((1 << size) - 1)).to(torch.int32)
-            below_digit.append(rt.dealer.xor_share((torch.ones((), dtype=torch.int32) << digit) - 1))
+        tables = [_thermometer(rt, (mask.value >> start) & ((1 << size) - 1), size) for start, size in digits]
         top = rt.dealer.xor_share(((mask.value >> low) & 1).to(torch.int8), 1)
     (opened,) = yield [Open(words.to(narrow) + mask.shares, width)]
     less, equal = [], []
     shape = (len(thresholds), *x.shape)
     offsets = torch.tensor(thresholds, dtype=narrow).view(-1, *[1] * len(x.shape))
     c = opened.unsqueeze(0) - offsets
-    for (start, size), table in zip(digits, below_digit, strict=True):
-        a = ((c >> start) & ((1 << size) - 1)).to(torch.int32)
-        table = table.unsqueeze(1)
-        lt = ((table >> a) & 1).to(torch.int8)
-        table = table << 1
-        rt.flip_public(table)  # [-1 < digit] is true
-        less.append(lt)
-        equal.append(((table >> a) & 1).to(torch.int8) ^ lt)
+    for (start, size), table in zip(digits, tables, strict=True):
+        a = (c >> start) & ((1 << size) - 1)
+        less.append(_below(table, a))
+        equal.append(_not_above(rt, table, a) ^ less[-1])
     borrow = yield from _first_difference(rt, less, equal, group)
     sign = borrow.view(len(mask.shares), *shape) ^ top.unsqueeze(1)
     return rt.flip_public(sign, ((c >> low) & 1).to(torch.int8) ^ 1)
+
+
+def _thermometer(rt: Runtime, digit: Tensor, size: int) -> Tensor:
+    """XOR shares of the word whose bit j is [j < digit]: one int32 for 5-bit digits, else int64 words along a last axis."""
+    if size <= DIGIT:
+        return rt.dealer.xor_share((torch.ones((), dtype=torch.int32) << digit.to(torch.int32)) - 1)
+    wide = digit.to(torch.int64).unsqueeze(-1)
+    starts = torch.arange(0, 1 << size, 64)
+    word = (torch.ones((), dtype=torch.int64) << (wide & 63)) - 1
+    return rt.dealer.xor_share(torch.where(starts + 64 <= wide, -1, torch.where(starts <= wide, word, 0)))
+
+
+def _below(table: Tensor, a: Tensor) -> Tensor:
+    """Bit a of a shared thermometer, for ``a`` of shape ``(thresholds, *shape)``: int8 ``(parties, thresholds, *shape)``."""
+    if table.dtype == torch.int32:
+        return ((table.unsqueeze(1) >> a.to(torch.int32)) & 1).to(torch.int8)
+    wide = a.to(torch.int64)
+    index = (wide >> 6).unsqueeze(-1).expand(len(table), *wide.shape, 1)
+    words = table.unsqueeze(1).expand(len(table), *wide.shape, table.shape[-1]).gather(-1, index).squeeze(-1)
+    return ((words >> (wide & 63)) & 1).to(torch.int8)
+
+
+def _not_above(rt: Runtime, table: Tensor, a: Tensor) -> Tensor:
+    """[a - 1 < digit], which is true for a = 0."""
+    if table.dtype == torch.int32:
+        return _below(rt.flip_public(table << 1), a)
+    return rt.flip_public(_below(table, (a - 1).clamp_(min=0)) * (a > 0), (a == 0).to(torch.int8))
 
 
 def _first_difference(rt: Runtime, less: list[Tensor], equal: list[Tensor], group: int) -> Protocol[Tensor]:
@@ -158,52 +181,67 @@ def _subsets(items: tuple[int, ...]) -> list[tuple[int, ...]]:
     return [tuple(x for k, x in enumerate(items) if choice >> k & 1) for choice in range(1, 1 << len(items))]
 
 
-def select(rt: Runtime, terms: Sequence[tuple[Tensor, Shares | int]], like: Shares) -> Protocol[Shares]:
-    """``Σ bit · value`` for XOR-shared bits and values that are shared or public integers (in units of the result's scale).
+def select(rt: Runtime, terms: Sequence[tuple[Tensor, Shares | Wire | int]], like: Shares | Wire) -> Protocol[Shares]:
+    """``Σ bit · value`` for XOR-shared bits and values that are shared, opened, or public integers (in units of the result's scale).
 
     Bit conversion by a shared random bit (daBit: Rotaru and Wood, 2019) and the products take the same single round.
 
     Args:
-        terms: int8 bits ``(parties, *shape)``, each with its value. All shared values have one scale.
-        like: Gives scale, ring and dtype of the result when every value is public.
+        terms: int8 bits ``(parties, *shape)``, each with its value. All shared and opened values have one scale.
+        like: Gives the scale of the result when every value is public, and the dtype when it is Shares.
     """
     shape = tuple(terms[0][0].shape[1:])
-    prepared: list[tuple[Tensor, Mask | None, Tensor | None, Shares | int]] = []
+    flips: list[tuple[Tensor, Tensor]] = []
+    masks: list[Mask | None] = []
     messages: list[Open] = []
     for bit, value in terms:
         flip = rt.dealer.xor_mask(shape, torch.int8)
         with rt.meter.offline():
             flip.shares.bitwise_and_(1)
             plain = (flip.value & 1).to(torch.int64)
-            arithmetic = rt.dealer.share(plain)
+            flips.append((plain, rt.dealer.share(plain)))
         messages.append(Open(bit ^ flip.shares, 1, xor=True))
+        masks.append(rt.dealer.mask(value.shape) if isinstance(value, Shares) else None)
         if isinstance(value, Shares):
-            mask = rt.dealer.mask(value.shape)
-            with rt.meter.offline():
-                masked = rt.dealer.share(plain * mask.value)
-            messages.append(Open(value.data + mask.shares, value.ring))
-            prepared.append((arithmetic, mask, masked, value))
-        else:
-            prepared.append((arithmetic, None, None, value))
+            messages.append(Open(value.data + masks[-1].shares, value.ring))  # type: ignore[union-attr]
+    with rt.meter.offline():
+        products = [
+            _bit_mask_products(rt, plain, Wire(plain, mask.shares, mask.value, 0, WORD, None) if mask is not None else value)
+            for (plain, _), mask, (_, value) in zip(flips, masks, terms, strict=True)
+        ]
     opened = iter((yield messages))
     total: Tensor | None = None
     frac, ring = like.frac, WORD
-    for arithmetic, value_mask, value_masked, value in prepared:
+    for (_, arithmetic), mask, product, (_, value) in zip(flips, masks, products, terms, strict=True):
         flipped = next(opened).to(torch.int64) & 1
         sign = 1 - 2 * flipped
         arithmetic *= sign
         rt.add_public(arithmetic, flipped)
-        if value_mask is not None and value_masked is not None and isinstance(value, Shares):
-            arithmetic *= next(opened)
-            value_masked *= sign
-            arithmetic -= value_masked
-            arithmetic -= value_mask.shares * flipped
+        if isinstance(value, int):
+            if value != 1:
+                arithmetic *= value
+        else:  # b · (p - m) = p · b - flipped · m - sign · (β m)
+            public, shares = (value.public, value.masks) if isinstance(value, Wire) else (next(opened), mask.shares)  # type: ignore[union-attr]
+            arithmetic *= public
+            for coefficient, words in product:
+                arithmetic -= words.mul_(sign if coefficient is None else sign * coefficient)
+            arithmetic -= shares * flipped
             frac, ring = value.frac, min(ring, value.ring)
-        elif isinstance(value, int) and value != 1:
-            arithmetic *= value
         total = arithmetic if total is None else total.add_(arithmetic)
     assert total is not None
-    return Shares(total, frac, ring, like.dtype)
+    return Shares(total, frac, ring, like.dtype if isinstance(like, Shares) else torch.float32)
+
+
+def _bit_mask_products(rt: Runtime, bit: Tensor, value: Shares | Wire | int) -> list[tuple[Tensor | None, Tensor]]:
+    """Shares of the dealer's bit times each part of an opened value's mask, with the part's public coefficient."""
+    if not isinstance(value, Wire):
+        return []
+    out: list[tuple[Tensor | None, Tensor]] = [(None, rt.dealer.share(bit * value.mask))]
+    for part in value.extra:
+        words = rt.dealer.share(bit * part.mask, WORD - part.shift)
+        words <<= part.shift
+        out.append((part.coefficient, words))
+    return out
 
 
 def clamp(rt: Runtime, x: Shares, low: int | None, high: int | None, *, frac: int, range_bits: int) -> Protocol[Shares]:

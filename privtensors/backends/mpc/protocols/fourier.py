@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from privtensors.backends.mpc.fits import Series
-from privtensors.backends.mpc.protocols.arithmetic import lift_words, shrink
+from privtensors.backends.mpc.protocols.arithmetic import lift_wire, shrink
 from privtensors.backends.mpc.runtime import Open, Protocol, Runtime
-from privtensors.backends.mpc.shares import WORD, Shares
+from privtensors.backends.mpc.shares import Shares, Wire
 from privtensors.errors import ProtocolError
 
 _BLOCK: Final = 1 << 14  # elements per pass: the recurrences of a block stay in cache
@@ -159,6 +159,6 @@ def pieces(rt: Runtime, x: Shares, series: tuple[Series, ...], period_bits: tupl
     return rt.add_public(out, constant.round().to(torch.int64).view(-1, *trail))
 
 
-def widen(rt: Runtime, words: Tensor, out_frac: int, frac: int, dtype: torch.dtype) -> Protocol[Shares]:
-    """32-bit words with ``out_frac`` fractional bits, lifted to the full ring at ``frac``; 1 round, 4 bytes per element."""
-    return Shares((yield from lift_words(rt, words, 32, out_frac - frac)), frac, WORD, dtype)
+def widen(rt: Runtime, words: Tensor, out_frac: int, frac: int) -> Protocol[Wire]:
+    """32-bit words with ``out_frac`` fractional bits, lifted to the full ring at ``frac`` and left open; 1 round, 4 bytes."""
+    return (yield from lift_wire(rt, words, 32, out_frac - frac, frac))

@@ -17,7 +17,16 @@ import torch
 from torch import Tensor
 
 from privtensors.backends.mpc.fits import fit
-from privtensors.backends.mpc.protocols.arithmetic import lift, matmul_wires, multiply_wires, open_wire, rescale, shrink, square_wire
+from privtensors.backends.mpc.protocols.arithmetic import (
+    lift,
+    matmul_wires,
+    multiply_wires,
+    open_lifted,
+    open_wire,
+    rescale,
+    shrink,
+    square_wire,
+)
 from privtensors.backends.mpc.protocols.compare import and_products, clamp
 from privtensors.backends.mpc.protocols.fourier import Plan, bulk, widen
 from privtensors.backends.mpc.protocols.normalise import power
@@ -74,8 +83,9 @@ def softmax_parts(rt: Runtime, s: Shares, keep: Tensor | None, factor: float) ->
         rt.add_public(t.data, (~keep).to(torch.int64) * (round(LOW * cut) << (t.frac - cut_frac)))
     top = yield from _coarse_max(rt, t, scale.cell_bits)
     x = t.like(t.data - (top << (t.frac + scale.cell_bits)).unsqueeze(-1), ring=min(t.ring, 16 + t.frac + scale.cell_bits))
-    root = yield from widen(rt, (yield from bulk(rt, x, scale.plan)), scale.plan.out_frac, EXP_FRAC, s.dtype)
-    e = rescale(square_wire(rt, (yield from open_wire(rt, root))), EXP_FRAC)
+    root = yield from widen(rt, (yield from bulk(rt, x, scale.plan)), scale.plan.out_frac, EXP_FRAC)
+    e = rescale(square_wire(rt, root), EXP_FRAC)
+    e.dtype = s.dtype
     if keep is not None:
         e = e.like(e.data * keep)
     return e, e.like(e.data.sum(-1))
@@ -134,11 +144,11 @@ def _coarse_max(rt: Runtime, t: Shares, cell_bits: int) -> Protocol[Tensor]:
     return rt.add_public(count, public.sum(-1) - 1 - _OFFSET).to(torch.int64)
 
 
-def row_reciprocal(rt: Runtime, total: Shares, n: int, frac: int) -> Protocol[Shares]:
-    """1 / (row sum) at ``frac`` fractional bits in the full ring, for sums of ``n`` weights."""
+def row_reciprocal(rt: Runtime, total: Shares, n: int, frac: int) -> Protocol[Wire]:
+    """1 / (row sum), opened at ``frac`` fractional bits as a column, for sums of ``n`` weights; 4 rounds."""
     octaves = 6 + math.ceil(math.log2(n + 1)) + 4
     inverse = yield from power(rt, total, -1.0, low=-6, octaves=octaves + octaves % 2)
-    return (yield from lift(rt, inverse, frac))
+    return (yield from open_lifted(rt, inverse.like(inverse.data.unsqueeze(-1)), frac))
 
 
 def softmax(rt: Runtime, s: Shares, factor: float = 1.0) -> Protocol[Shares]:
@@ -147,8 +157,7 @@ def softmax(rt: Runtime, s: Shares, factor: float = 1.0) -> Protocol[Shares]:
         return s.like(s.data, rt.frac, WORD)
     e, total = yield from softmax_parts(rt, (yield from centred(rt, s)), None, factor)
     inverse, weights = yield from parallel(row_reciprocal(rt, total, s.shape[-1], 30), open_wire(rt, e))
-    column = yield from open_wire(rt, inverse.like(inverse.data.unsqueeze(-1)))
-    return (yield from lift(rt, multiply_wires(rt, weights, column), rt.frac))
+    return (yield from lift(rt, multiply_wires(rt, weights, inverse), rt.frac))
 
 
 def public_mask(rows: int, length: int, is_causal: bool, mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -187,8 +196,7 @@ def attention(rt: Runtime, q: Shares, k: Shares, v: Shares, keep: Tensor | None,
 
     def reference() -> Protocol[Wire]:
         whole = k if k.ring == WORD else (yield from lift(rt, k, rt.frac))
-        mean = yield from lift(rt, mean_key(whole, keep), SCORE_FRAC)
-        return (yield from open_wire(rt, mean))
+        return (yield from open_lifted(rt, mean_key(whole, keep), SCORE_FRAC))
 
     def operands() -> Protocol[tuple[Wire, Wire]]:
         return (yield from parallel(open_wire(rt, q, min(q.frac, SCORE_FRAC)), open_wire(rt, k, min(k.frac, SCORE_FRAC))))
@@ -196,10 +204,7 @@ def attention(rt: Runtime, q: Shares, k: Shares, v: Shares, keep: Tensor | None,
     def scores() -> Protocol[tuple[Shares, Shares]]:
         (wire_q, wire_k), wire_m = yield from parallel(operands(), reference())
         s = matmul_wires(rt, wire_q, wire_k.map(_transposed))
-        if wire_m.public.shape[-2] == 1:
-            mean = matmul_wires(rt, wire_q, wire_m.map(_transposed)).data
-        else:
-            mean = multiply_wires(rt, wire_q, wire_m).data.sum(-1, keepdim=True)
+        mean = multiply_wires(rt, wire_q, wire_m).data.sum(-1, keepdim=True)
         s = Shares(s.data - mean, s.frac, s.ring, q.dtype)
         if bias is not None:  # public, so its row's mean is taken off here
             wide = bias.to(torch.float64)
@@ -214,13 +219,12 @@ def attention(rt: Runtime, q: Shares, k: Shares, v: Shares, keep: Tensor | None,
         return (yield from lift(rt, v, 14))
 
     (e, total), lifted = yield from parallel(scores(), values())
-    wire_e, wire_v, inverse = yield from parallel(open_wire(rt, e), open_wire(rt, lifted), row_reciprocal(rt, total, k.shape[-2], 34))
 
     def mixed() -> Protocol[Wire]:
-        out = yield from lift(rt, matmul_wires(rt, wire_e, wire_v), rt.frac)
-        return (yield from open_wire(rt, out))
+        wire_e, wire_v = yield from parallel(open_wire(rt, e), open_wire(rt, lifted))
+        return (yield from open_lifted(rt, matmul_wires(rt, wire_e, wire_v), rt.frac))
 
-    wire_o, wire_r = yield from parallel(mixed(), open_wire(rt, inverse.like(inverse.data.unsqueeze(-1))))
+    wire_o, wire_r = yield from parallel(mixed(), row_reciprocal(rt, total, k.shape[-2], 34))
     out = yield from lift(rt, multiply_wires(rt, wire_o, wire_r), rt.frac)
     out.dtype = q.dtype
     return out
