@@ -18,10 +18,16 @@ class Message:
     Attributes:
         words: Integer tensor of shape ``(parties held here, *shape)``: each party's own words.
         bits: Low bits of each word that travel; whatever is above them never leaves the party.
+        receiver: The only party that receives the other's words, 0 or 1; None for both.
     """
 
     words: Tensor
     bits: int
+    receiver: int | None = None
+
+    def reaches(self, party: int) -> bool:
+        """Whether ``party`` receives the other party's words."""
+        return self.receiver is None or self.receiver == party
 
     def size(self) -> int:
         """Bytes on the wire per party, see :func:`packed_size`."""
@@ -88,5 +94,6 @@ class Channel(Protocol):
     def exchange(self, messages: list[Message]) -> list[Tensor]:
         """One round. Send each message's words to the other party; return what the first party held here received.
 
-        Each returned tensor has the message's ``shape`` without the party axis; only its low ``bits`` are meaningful.
+        Each returned tensor has the message's ``shape`` without the party axis; only its low ``bits`` are meaningful. For a
+        message that does not reach that party it is zero.
         """

@@ -17,7 +17,7 @@ class MemoryChannel:
         self._observe = observe
 
     def exchange(self, messages: list[Message]) -> list[Tensor]:
-        """One round: party 0 receives party 1's words."""
+        """One round: party 0 receives party 1's words. As it holds both parties, it gets those meant for party 1 alone too."""
         if self._observe is not None:
             for message in messages:
                 self._observe(message)

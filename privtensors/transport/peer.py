@@ -155,13 +155,13 @@ class Peer:
         """
         return self._run(None, lambda header: _due(header, kinds, op, None), timeout)
 
-    def exchange(self, kind: Kind, payload: Buffers, *, op: int = 0, timeout: float | None = None) -> Frame:
-        """Send a frame and at the same time receive one of the same kind, step and size.
+    def exchange(self, kind: Kind, payload: Buffers, *, due: int | None = None, op: int = 0, timeout: float | None = None) -> Frame:
+        """Send a frame and at the same time receive one of the same kind and step, of ``due`` bytes; default as many as are sent.
 
         Raises:
             PeerLost, PeerTimeout, FrameError, VersionMismatch, TransportError: As :meth:`send`; FrameError also for a peer out of step.
         """
-        size = sum(len(part) for part in payload)
+        size = sum(len(part) for part in payload) if due is None else due
         return self._run((kind, payload, op), lambda header: _due(header, (kind,), op, size), timeout)
 
     def abort(self, reason: Reason = Reason.LOCAL) -> None:

@@ -89,16 +89,17 @@ class RecordingChannel:
         """One round of the inner channel, recorded."""
         # A failed round is recorded as sent: the words may have left.
         for row, party in enumerate(self.parties):
-            self._note(party, True, messages, [m.words[row] for m in messages])
+            self._note(party, True, [(m, m.words[row]) for m in messages if m.reaches(1 - party)])
         received = self.inner.exchange(messages)
-        self._note(self.parties[0], False, messages, received)
+        first = self.parties[0]
+        self._note(first, False, [(m, words) for m, words in zip(messages, received, strict=True) if m.reaches(first)])
         if len(self.parties) == 2:
-            self._note(self.parties[1], False, messages, [m.words[0] for m in messages])
+            self._note(self.parties[1], False, [(m, m.words[0]) for m in messages if m.reaches(self.parties[1])])
         self.rounds += 1
         return received
 
-    def _note(self, party: int, sent: bool, messages: list[Message], words: list[Tensor]) -> None:
-        for message, tensor in zip(messages, words, strict=True):
+    def _note(self, party: int, sent: bool, messages: list[tuple[Message, Tensor]]) -> None:
+        for message, tensor in messages:
             data, shape = pack(tensor, message.bits), tuple(tensor.shape)
             name, other = f"party{party}", f"party{1 - party}"
             self.tape.entries.append(Entry(name, sent, self.rounds, Kind.EXCHANGE, 0, data, message.bits, shape, other))

@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Self
 
+import torch
 from torch import Tensor
 
 from privtensors.errors import FrameError, PeerLost, PeerTimeout, TransportError
 from privtensors.transport.base import Message
-from privtensors.transport.frames import Kind, Layout, Reason, decode_words, encode_words, op_id
+from privtensors.transport.frames import Kind, Layout, Reason, decode_words, encode_words, op_id, payload_size
 from privtensors.transport.peer import Limits, Peer, Steps, Traffic
 from privtensors.transport.tls import Identity, client_context, server_context, transport_error
 
@@ -264,13 +265,15 @@ class TcpChannel:
         """
         if any(m.words.dim() < 1 or m.words.shape[0] != 1 for m in messages):
             raise TransportError("a message holds another number of parties than one", where="TcpChannel", fix="pass this party's row only")
-        layouts = [Layout.of(m) for m in messages]
-        frame = self.peer.exchange(Kind.EXCHANGE, encode_words(messages), op=self._op)
+        (party,) = self.parties
+        ours, theirs = [m for m in messages if m.reaches(1 - party)], [m for m in messages if m.reaches(party)]
+        layouts = [Layout.of(m) for m in theirs]
+        frame = self.peer.exchange(Kind.EXCHANGE, encode_words(ours), due=payload_size(layouts), op=self._op)
         try:
-            received = decode_words(frame.payload, layouts)
+            received = iter(decode_words(frame.payload, layouts))
         except FrameError:
             self.peer.abort(Reason.FRAME)
             raise
         self.rounds += 1
-        self.bytes_sent += sum(m.size() for m in messages)
-        return [words.to(m.words.device) for words, m in zip(received, messages, strict=True)]
+        self.bytes_sent += sum(m.size() for m in ours)
+        return [next(received).to(m.words.device) if m.reaches(party) else torch.zeros_like(m.words[0]) for m in messages]

@@ -110,6 +110,8 @@ class MPCBackend:
     def reveal(self, payload: Payload, *, to: str) -> Tensor:
         """Send the other party's share to ``to`` and decode: the value is right to the bookkeeping's error.
 
+        Only the receiver gets a share: party 1 for ``"server"``, party 0, the client, for everybody else.
+
         A value that carries more fractional bits than the backend's is truncated first: the receiver learns the result,
         not the low bits of the product it came from.
         """
@@ -118,7 +120,7 @@ class MPCBackend:
 
         def opening() -> Protocol[tuple[Shares, Tensor]]:
             shares = (yield from normal(rt, value_of)) if value_of.frac > rt.frac else value_of
-            (words,) = yield [Open(shares.data, shares.ring)]
+            (words,) = yield [Open(shares.data, shares.ring, receiver=1 if to == "server" else 0)]
             return shares, words
 
         shares, opened = self.run(opening())

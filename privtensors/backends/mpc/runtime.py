@@ -19,17 +19,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """One tensor to be opened to both parties, always masked: ``words`` are each party's shares of ``value + mask``.
+    """One tensor to be opened: masked and to both parties, or a result to the one party that may learn it.
 
     Attributes:
         words: ``(parties held here, *shape)``, any integer dtype.
         bits: Low bits that travel.
         xor: Boolean shares instead of additive ones.
+        receiver: The only party that learns what is opened, 0 or 1; None for both.
     """
 
     words: Tensor
     bits: int
     xor: bool = False
+    receiver: int | None = None
 
 
 # One round per yield; the reply holds the opened tensors in the same order, without the party axis.
@@ -94,7 +96,7 @@ class Runtime:
         try:
             outgoing = next(protocol)
             while True:
-                messages = [Message(o.words, o.bits) for o in outgoing]
+                messages = [Message(o.words, o.bits, o.receiver) for o in outgoing]
                 received = self.channel.exchange(messages)
                 self.meter.rounds += 1
                 self.meter.bytes_sent += sum(m.size() for m in messages)

@@ -268,6 +268,20 @@ def test_the_channel_gives_what_memory_gives(identities: Identities) -> None:
     assert 16 < greeting < 100
 
 
+def test_a_message_for_one_party_goes_one_way(identities: Identities) -> None:
+    both = [Message(words(5, 1), 64, receiver=0), Message(words(7, 2), 20), Message(words(3, 3), 64, receiver=1)]
+    with pair(identities) as (server, client), together() as start:
+        channels = [TcpChannel(server, 0), TcpChannel(client, 1)]
+
+        def party(row: int) -> list[torch.Tensor]:
+            return channels[row].exchange([Message(m.words[row : row + 1], m.bits, m.receiver) for m in both])
+
+        at0, at1 = (b.result(WAIT) for b in [start(lambda row=row: party(row)) for row in (0, 1)])
+    assert torch.equal(at0[0], both[0].words[1]) and not at0[2].any()
+    assert torch.equal(at1[2], both[2].words[0]) and not at1[0].any()
+    assert [c.bytes_sent for c in channels] == [both[1].size() + both[2].size(), both[0].size() + both[1].size()]
+
+
 def test_the_channel_holds_one_party(identities: Identities) -> None:
     with pair(identities) as (server, client):
         with pytest.raises(TransportError, match="party 2"):

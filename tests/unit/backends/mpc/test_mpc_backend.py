@@ -15,6 +15,8 @@ from privtensors.backends.mpc.backend import RANGE_BITS
 from privtensors.backends.mpc.shares import Shares
 from privtensors.errors import FileFormatError, InvalidInput, OutOfRange, PrivTensorsError
 from privtensors.testing.strategies import shapes, tensors
+from privtensors.transport.memory import MemoryChannel
+from privtensors.transport.record import RecordingChannel, Tape
 from tests.unit.backends.mpc.harness import ULP, Lab, value, worst
 
 Parts = dict[str, tuple[dict[str, torch.Tensor], dict[str, str]]]
@@ -187,3 +189,14 @@ def test_integers_go_through_every_nonlinear_kernel() -> None:
     ):
         got = lab.backend.reveal(lab.kernel(name, "A", lab.backend.protect(x, owner="client"), *args), to="client")
         assert worst(got, want) <= (1e-3 if got.dtype.is_floating_point else 1), name
+
+
+@pytest.mark.parametrize(("to", "party"), [("client", 0), ("server", 1), ("somebody else", 0)])
+def test_a_result_reaches_its_receiver_only(to: str, party: int) -> None:
+    tape = Tape()
+    lab = Lab(RecordingChannel(MemoryChannel(), tape))
+    x = lab.share(torch.randn(6))
+    before = len(tape.entries)
+    assert worst(lab.backend.reveal(x, to=to), value(x)) <= ULP
+    received = [e for e in tape.entries[before:] if not e.sent]
+    assert [e.party for e in received] == [f"party{party}"]
