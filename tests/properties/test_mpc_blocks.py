@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from privtensors.backends.mpc.protocols.normalise import layer_norm
-from privtensors.backends.mpc.protocols.softmax import HIGH, LOW, attention, centred, softmax, softmax_parts
+from privtensors.backends.mpc.protocols.softmax import LEAST_HIGH, attention, centred, scale_of, softmax, softmax_parts
 from tests.unit.backends.mpc.harness import FRAC, Lab, value, worst
 
 seeds = st.integers(0, 2**20)
@@ -73,18 +73,19 @@ def test_softmax_sums_stay_where_the_reciprocal_works() -> None:
 
 
 def test_softmax_between_the_limits_is_accurate_and_beyond_them_ties() -> None:
-    """Entries more than HIGH above their row's mean are all treated as equal to it: documented."""
+    """Entries further above their row's mean than the scale's limit are all treated as equal to it: documented."""
     lab = Lab()
     n = 200
+    limit = scale_of(1.0).high
+    assert limit >= LEAST_HIGH
     s = torch.zeros(3, n)
-    s[0, 0], s[0, 1] = 50.5, 47.0  # inside
-    s[1, 0], s[1, 1] = 80.0, 30.0  # one beyond, the others well below: still the maximum
-    s[2, 0], s[2, 1] = 80.0, 60.0  # two beyond: a tie
+    s[0, 0], s[0, 1] = limit - 1.5, limit - 5.0  # inside
+    s[1, 0], s[1, 1] = limit + 28.0, limit - 22.0  # one beyond, the others well below: still the maximum
+    s[2, 0], s[2, 1] = limit + 28.0, limit + 8.0  # two beyond: a tie
     got = value(lab.run(softmax(lab.rt, lab.share(s))))
     want = s.double().softmax(-1)
     assert worst(got[:2], want[:2]) <= 6e-3
     assert worst(got[2, :2], torch.tensor([0.5, 0.5])) <= 3e-3
-    assert LOW < 0 < HIGH
 
 
 def test_rows_of_one_and_equal_rows() -> None:

@@ -15,7 +15,7 @@ from privtensors.backends.mpc.fits import Series, fit
 from privtensors.backends.mpc.protocols.activation import RANGE_BITS, activate, activation, exponential_series
 from privtensors.backends.mpc.protocols.fourier import Plan, bulk, pieces, widen
 from privtensors.backends.mpc.protocols.normalise import power
-from privtensors.backends.mpc.protocols.softmax import scale_of
+from privtensors.backends.mpc.protocols.softmax import LEAST_HIGH, LOW, scale_of
 from privtensors.backends.mpc.shares import Shares
 from privtensors.errors import ProtocolError
 from privtensors.testing.strategies import shapes
@@ -208,4 +208,6 @@ def test_fits_say_what_they_reach() -> None:
     for factor in (1.0, 0.125, 1 / math.sqrt(32), 1 / math.sqrt(80), 0.5, 3.0):
         scale = scale_of(factor)
         assert 1.1 <= factor * 2.0**scale.cell_bits <= 2.2001
-        assert scale.plan.series.error < 2e-3
+        assert scale.plan.series.error < 6e-4 and scale.high >= LEAST_HIGH
+        cell = factor * 2.0**scale.cell_bits
+        assert scale.offset + LOW / cell > 0 and scale.offset + scale.high / cell < 62

@@ -34,34 +34,47 @@ from privtensors.backends.mpc.runtime import Open, Protocol, Runtime, parallel
 from privtensors.backends.mpc.shares import WORD, Shares, Wire
 
 LOW: Final = -14.0  # scores this far below their row's mean weigh less than 1e-6
-HIGH: Final = 52.0  # scores further above it are treated as equal; MiniLM reaches 50
-_OFFSET: Final = 15  # index of a score at the row's mean: LOW to HIGH takes indices 0 to 63 when a cell is smallest
+LEAST_HIGH: Final = 52.0  # MiniLM's scores reach 50 above their row's mean
+_FIT: Final = 3e-4  # largest error of exp relative to the row's largest weight
 SCORE_FRAC: Final = 13  # fractional bits of opened queries and keys
 EXP_FRAC: Final = 12  # fractional bits of opened exponentials
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Public facts of ``softmax(scale · s)``: the cell of the coarse maximum and the plan of exp(scale · s / 2)."""
+    """Public facts of ``softmax(factor · s)``.
+
+    Attributes:
+        cell_bits: The coarse maximum counts in units of 2^cell_bits of s, between 1.1 and 2.2 of factor · s.
+        offset: Index of a score at its row's mean; indices of clamped scores lie between 0 and 63.
+        high: Scores (times the factor) further above their row's mean are treated as equal: 52 or more.
+        plan: How exp(factor · s / 2) is evaluated, for s minus the row's coarse maximum.
+    """
 
     factor: float
-    cell_bits: int  # the coarse maximum counts in units of 2^cell_bits of s, between 1.1 and 2.2 of scale · s
+    cell_bits: int
+    offset: int
+    high: float
     plan: Plan
 
 
 @functools.cache
 def scale_of(factor: float) -> Scale:
-    """Fit exp for one softmax scale; 20 harmonics, largest error below 1e-3."""
+    """The smallest period that holds ``LEAST_HIGH``, as wide a range as it holds well, as few harmonics as that needs."""
     cell_bits = math.ceil(math.log2(1.1 / factor))
     cell = factor * 2.0**cell_bits
-    low, high = LOW - HIGH - 3 * cell, cell + 0.3
-    period_log2 = math.ceil(math.log2((high - low) * 1.12 / factor))
+    top = cell + 0.3  # the coarse maximum is right to one cell
+    beside = top + 3 * cell - LOW
+    period_log2 = math.ceil(math.log2(1.2 * (LEAST_HIGH + beside) / factor))
     period = factor * 2.0**period_log2
-    count = 20 if period < 128 else 26
-    series = fit(lambda x: np.exp(x / 2), low=low, high=high, period=period, harmonics=range(1, count + 1), ridge=2e-5)
-    frac = 20 - period_log2
-    # The argument is s itself, so the period in its units is a power of two whatever the scale.
-    return Scale(factor, cell_bits, Plan(series, frac, 20, 15, 27, unit=factor))
+    offset = math.ceil(-LOW / cell) + 2
+    high = min(period / 1.2 - beside, (61 - offset) * cell)
+    # The argument is s itself, so the period in its units is a power of two whatever the factor.
+    for count in range(16, 40, 2):
+        series = fit(lambda x: np.exp(x / 2), low=top - period / 1.2, high=top, period=period, harmonics=range(1, count + 1), ridge=2e-5)
+        if 2 * series.error <= _FIT * math.exp(top / 2):
+            break
+    return Scale(factor, cell_bits, offset, high, Plan(series, 20 - period_log2, 20, 15, 27, unit=factor))
 
 
 def softmax_parts(rt: Runtime, s: Shares, keep: Tensor | None, factor: float) -> Protocol[tuple[Shares, Shares]]:
@@ -77,11 +90,13 @@ def softmax_parts(rt: Runtime, s: Shares, keep: Tensor | None, factor: float) ->
     scale = scale_of(factor)
     cut_frac = 1 - scale.cell_bits  # half a cell
     cut = 2.0**cut_frac / factor
-    t = yield from clamp(rt, s, round(LOW * cut), round(HIGH * cut), frac=cut_frac, range_bits=min(s.ring - s.frac - 2, 20 - cut_frac))
+    t = yield from clamp(
+        rt, s, round(LOW * cut), round(scale.high * cut), frac=cut_frac, range_bits=min(s.ring - s.frac - 2, 20 - cut_frac)
+    )
     if keep is not None:
         t = t.like(t.data * keep)
         rt.add_public(t.data, (~keep).to(torch.int64) * (round(LOW * cut) << (t.frac - cut_frac)))
-    top = yield from _coarse_max(rt, t, scale.cell_bits)
+    top = yield from _coarse_max(rt, t, scale)
     x = t.like(t.data - (top << (t.frac + scale.cell_bits)).unsqueeze(-1), ring=min(t.ring, 16 + t.frac + scale.cell_bits))
     root = yield from widen(rt, (yield from bulk(rt, x, scale.plan)), scale.plan.out_frac, EXP_FRAC)
     e = rescale(square_wire(rt, root), EXP_FRAC)
@@ -111,10 +126,10 @@ def mean_key(k: Shares, keep: Tensor | None) -> Shares:
     return k.like(torch.matmul(weights, k.data), k.frac + bits)
 
 
-def _coarse_max(rt: Runtime, t: Shares, cell_bits: int) -> Protocol[Tensor]:
+def _coarse_max(rt: Runtime, t: Shares, scale: Scale) -> Protocol[Tensor]:
     """Row maximum of clamped scores in cells of ``2^cell_bits``, to within one cell: int64 shares modulo 2^16."""
-    index = shrink(t.data, t.frac + cell_bits).to(torch.int16)
-    rt.add_public(index, _OFFSET)
+    index = shrink(t.data, t.frac + scale.cell_bits).to(torch.int16)
+    rt.add_public(index, scale.offset)
     mask = rt.dealer.mask(t.shape, torch.int16)
     with rt.meter.offline():
         word = rt.dealer.xor_share(torch.ones((), dtype=torch.int64) << ((-mask.value) & 63).to(torch.int64))
@@ -141,7 +156,7 @@ def _coarse_max(rt: Runtime, t: Shares, cell_bits: int) -> Protocol[Tensor]:
     (opened,) = yield [Open(word ^ flip.shares, 64, xor=True)]
     public = ((opened.unsqueeze(-1) >> places) & 1).to(torch.int16)
     count = ((1 - 2 * public) * bits).sum(-1)
-    return rt.add_public(count, public.sum(-1) - 1 - _OFFSET).to(torch.int64)
+    return rt.add_public(count, public.sum(-1) - 1 - scale.offset).to(torch.int64)
 
 
 def row_reciprocal(rt: Runtime, total: Shares, n: int, frac: int) -> Protocol[Wire]:
