@@ -18,9 +18,10 @@ from torch.nn import functional
 
 from privtensors.testing.assets import Review
 
+# The best of 24 settings on 2,000 further reviews of the training split; the held-out reviews chose nothing.
 BATCH: Final = 32
 LEARNING_RATE: Final = 1e-3
-EPOCHS: Final = 2
+EPOCHS: Final = 3
 SEED: Final = 0
 
 Tick = Callable[[int], None]
