@@ -136,8 +136,8 @@ def root(inverse: bool) -> Callable[..., Cost]:
 
     def cost(backend: Any, x: Any, *_rest: Any) -> Cost:
         n = _n(x)
-        base = then(power(n, x.frac, -16, 30), opened(n, WORD))
-        return base if inverse else then(base, beside(opened(n, WORD), opened(n, WORD)))
+        base = power(n, x.frac, -16, 30)
+        return then(base, opened(n, WORD)) if inverse else then(base, beside(opened(n, WORD), opened(n, WORD)), opened(n, WORD))
 
     return cost
 

@@ -65,7 +65,7 @@ class Wire:
         self._residue: Tensor | None = None
 
     def map(self, view: ViewMap) -> Wire:
-        """The wire of a reshaped or sliced value."""
+        """The wire of a reshaped or sliced value. ``view`` may only move elements: it is applied to coefficients too."""
         extra = tuple(Part(view(p.coefficient, 0), view(p.mask, 0), p.shift) for p in self.extra)
         public, masks, mask = view(self.public, 0), view(self.masks, 1), view(self.mask, 0)
         return Wire(public, masks, mask, self.frac, self.ring, self.first, self, view, extra)

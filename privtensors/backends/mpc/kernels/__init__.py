@@ -36,7 +36,7 @@ _NONLINEAR: Final = (
     Kernel("silu", "A", n.activation_kernel("silu"), costs.activation(True, 0), absolute(2e-3)),
     Kernel("gelu", "A", n.gelu, costs.activation(True, 0), absolute(1e-3)),
     Kernel("rsqrt", "A", lambda backend, x: root(backend, x, inverse=True), costs.root(True), absolute(2e-3)),
-    Kernel("sqrt", "A", lambda backend, x: root(backend, x, inverse=False), costs.root(False), absolute(3e-2)),
+    Kernel("sqrt", "A", lambda backend, x: root(backend, x, inverse=False), costs.root(False), absolute(2e-3)),
     Kernel("reciprocal", "A", reciprocal_of, costs.reciprocal, absolute(2e-3)),
     Kernel("div", "AA", div, costs.quotient, absolute(1e-2)),
     Kernel("div", "PA", div, costs.quotient, absolute(1e-2)),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from privtensors.backends.mpc import costs
 from privtensors.backends.mpc.kernels.shape import aligned, expand, represented
-from privtensors.backends.mpc.protocols.arithmetic import lift, multiply_wires, normal, open_wire, square_wire, with_headroom
+from privtensors.backends.mpc.protocols.arithmetic import lift, multiply_wires, normal, open_lifted, open_wire, square_wire, with_headroom
 from privtensors.backends.mpc.protocols.normalise import power
 from privtensors.backends.mpc.runtime import Host, Protocol, Runtime, parallel
 from privtensors.backends.mpc.shares import Shares, broadcast_shape
@@ -27,7 +27,7 @@ def _broadcast(backend: Host, x: Operand, y: Operand) -> list[Shares | Tensor]:
     return [v if tuple(v.shape) == shape else expand(backend, v, shape) if isinstance(v, Shares) else v.expand(shape) for v in both]
 
 
-def _float(x: Operand) -> torch.dtype | None:
+def _dtype(x: Operand) -> torch.dtype | None:
     return x.dtype if isinstance(x, Shares) else None
 
 
@@ -36,8 +36,11 @@ def add(backend: Host, x: Operand, y: Operand, *, alpha: float = 1) -> Shares:
     if alpha != 1:
         y = scale(backend, y, alpha) if isinstance(y, Shares) else y * alpha
     words, frac, ring, _ = aligned(backend, _broadcast(backend, x, y))
-    dtype = _float(x) or _float(y) or torch.float32
-    return Shares(words[0] + words[1], frac, ring, torch.float32 if dtype == torch.bool else dtype)
+    dtype = _dtype(x) or _dtype(y) or torch.float32
+    if dtype == torch.bool:  # torch counts bools as whole numbers, unless a float joins them
+        floats = any(isinstance(v, float) or (isinstance(v, Shares | Tensor) and v.dtype.is_floating_point) for v in (x, y))
+        dtype = torch.float32 if floats else torch.int64
+    return Shares(words[0] + words[1], frac, ring, dtype)
 
 
 def sub(backend: Host, x: Operand, y: Operand, *, alpha: float = 1) -> Shares:
@@ -146,6 +149,8 @@ def div(backend: Host, x: Operand, y: Operand) -> Shares:
     if isinstance(y, Shares):
         return mul(backend, x, reciprocal_of(backend, y))
     assert isinstance(x, Shares)
+    if not isinstance(y, Tensor) and y == 0:
+        raise ParameterError("a division by zero", where="mpc div", fix="divide by a number that is not zero")
     inverse = 1.0 / float(y) if not isinstance(y, Tensor) else 1.0 / y.to(torch.float64)
     return mul(backend, x, inverse)
 
@@ -171,9 +176,14 @@ def root(backend: Host, x: Shares, *, inverse: bool) -> Shares:
     """
 
     def protocol(rt: Runtime) -> Protocol[Shares]:
-        out = yield from normal(rt, (yield from power(rt, x, -0.5, low=-16, octaves=30)))
+        found = yield from power(rt, x, -0.5, low=-16, octaves=30)
+        if inverse:
+            out = yield from normal(rt, found)
+        else:  # finer than the backend's bits: a large x multiplies what is rounded off
+            fine, wire = yield from parallel(open_lifted(rt, found, 34), open_lifted(rt, x, rt.frac))
+            out = yield from normal(rt, multiply_wires(rt, fine, wire))
         out.dtype = x.dtype
-        return out if inverse else (yield from multiply(rt, x, out))
+        return out
 
     return backend.run(protocol(backend.runtime))
 

@@ -21,7 +21,7 @@ from privtensors.backends.mpc.protocols.normalise import layer_norm
 from privtensors.backends.mpc.protocols.softmax import attention, public_mask, softmax
 from privtensors.backends.mpc.runtime import Host, Protocol, Runtime
 from privtensors.backends.mpc.shares import Shares
-from privtensors.errors import UnsupportedOp
+from privtensors.errors import OutOfRange, UnsupportedOp
 
 
 def _sign(rt: Runtime, x: Shares, threshold: float, frac: int) -> Protocol[Tensor]:
@@ -81,11 +81,16 @@ def minimum(backend: Host, x: Operand, y: Operand) -> Shares:
 
 
 def clamp_(backend: Host, x: Shares, low: float | None = None, high: float | None = None) -> Shares:
-    """Limit to public bounds, decided to 2^-12. hardtanh's defaults are -1 and 1."""
+    """Limit to public bounds, decided to 2^-12. An infinite bound is none."""
+    bounds = [None if v is None or v == none else float(v) for v, none in ((low, -math.inf), (high, math.inf))]
+    if any(v is not None and not abs(v) < 2.0 ** (RANGE_BITS - 1) for v in bounds):
+        raise OutOfRange(f"bounds {low} and {high}", where="mpc clamp", fix=f"use bounds within ±2^{RANGE_BITS - 1}, or none")
+    if bounds == [None, None]:
+        return x
 
     def protocol(rt: Runtime) -> Protocol[Shares]:
         ready = x if x.ring == 64 else (yield from normal(rt, x))
-        limits = [None if v is None else round(v * 2.0**CUT_FRAC) for v in (low, high)]
+        limits = [None if v is None else round(v * 2.0**CUT_FRAC) for v in bounds]
         return (yield from clamp(rt, ready, limits[0], limits[1], frac=CUT_FRAC, range_bits=RANGE_BITS))
 
     return backend.run(protocol(backend.runtime))

@@ -178,34 +178,23 @@ def per_party(function: Callable[..., Tensor]) -> Callable[..., Shares]:
     return run
 
 
-def zeros_like(
-    backend: Host,
-    x: Shares,
-    *,
-    dtype: Any = None,
-    layout: Any = None,
-    device: Any = None,
-    pin_memory: Any = None,
-    memory_format: Any = None,
-) -> Shares:
-    """A shared constant zero."""
-    return Shares(torch.zeros_like(x.data), backend.frac, WORD, dtype or x.dtype)
+def filled_like(number: int) -> Callable[..., Shares]:
+    """zeros_like, ones_like: a public constant as shares."""
 
+    def run(
+        backend: Host,
+        x: Shares,
+        *,
+        dtype: Any = None,
+        layout: Any = None,
+        device: Any = None,
+        pin_memory: Any = None,
+        memory_format: Any = None,
+    ) -> Shares:
+        data = backend.runtime.add_public(torch.zeros_like(x.data), number << backend.frac)
+        return Shares(data, backend.frac, WORD, dtype or x.dtype)
 
-def ones_like(
-    backend: Host,
-    x: Shares,
-    *,
-    dtype: Any = None,
-    layout: Any = None,
-    device: Any = None,
-    pin_memory: Any = None,
-    memory_format: Any = None,
-) -> Shares:
-    """A shared constant one."""
-    data = torch.zeros_like(x.data)
-    backend.runtime.add_public(data, 1 << backend.frac)
-    return Shares(data, backend.frac, WORD, dtype or x.dtype)
+    return run
 
 
 def zero(backend: Host, x: Shares) -> Shares:
@@ -290,8 +279,8 @@ KERNELS: Final = (
     *_a("constant_pad_nd", constant_pad_nd),
     *_a("masked_fill", masked_fill, "AP"),
     *_a("where", where, "PAA", "PAP", "PPA", "PA"),
-    *_a("zeros_like", zeros_like),
-    *_a("ones_like", ones_like),
+    *_a("zeros_like", filled_like(0)),
+    *_a("ones_like", filled_like(1)),
     *_a("zero", zero),
     *_a("copy", copy, "AA", "AP"),
 )

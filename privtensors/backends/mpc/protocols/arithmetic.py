@@ -58,7 +58,7 @@ def _mask_products(rt: Runtime, x: Wire, y: Wire) -> Tensor:
         out = rt.dealer.share(x.mask * y.mask)
     if not (x.extra or y.extra):
         return out
-    if x is y and len(x.extra) == 1:  # (m + c t)² = m² + 2 c m t + c² t², with c in {0, -1}
+    if x is y and len(x.extra) == 1 and x.extra[0].shift < WORD:  # (m + c t)² = m² + 2 c m t + c² t², with c in {0, -1}
         (part,) = x.extra
         with rt.meter.offline():
             twice = rt.dealer.share((x.mask << 1) * part.mask - (part.mask * part.mask << part.shift), WORD - part.shift)

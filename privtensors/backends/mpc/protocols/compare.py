@@ -14,7 +14,6 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from privtensors.backends.mpc.dealer import Mask
 from privtensors.backends.mpc.protocols.arithmetic import rescale, shrink
 from privtensors.backends.mpc.runtime import Open, Protocol, Runtime
 from privtensors.backends.mpc.shares import WORD, Shares, Wire
@@ -191,9 +190,9 @@ def select(rt: Runtime, terms: Sequence[tuple[Tensor, Shares | Wire | int]], lik
         like: Gives the scale of the result when every value is public, and the dtype when it is Shares.
     """
     shape = tuple(terms[0][0].shape[1:])
-    flips: list[tuple[Tensor, Tensor]] = []
-    masks: list[Mask | None] = []
     messages: list[Open] = []
+    flips: list[tuple[Tensor, Tensor]] = []
+    values: list[Wire | int] = []
     for bit, value in terms:
         flip = rt.dealer.xor_mask(shape, torch.int8)
         with rt.meter.offline():
@@ -201,43 +200,46 @@ def select(rt: Runtime, terms: Sequence[tuple[Tensor, Shares | Wire | int]], lik
             plain = (flip.value & 1).to(torch.int64)
             flips.append((plain, rt.dealer.share(plain)))
         messages.append(Open(bit ^ flip.shares, 1, xor=True))
-        masks.append(rt.dealer.mask(value.shape) if isinstance(value, Shares) else None)
         if isinstance(value, Shares):
-            messages.append(Open(value.data + masks[-1].shares, value.ring))  # type: ignore[union-attr]
+            mask = rt.dealer.mask(value.shape)
+            messages.append(Open(value.data + mask.shares, value.ring))
+            # Its public words are filled in below, once they are open.
+            values.append(Wire(torch.empty(0, dtype=torch.int64), mask.shares, mask.value, value.frac, value.ring, rt.first))
+        else:
+            values.append(value)
     with rt.meter.offline():
-        products = [
-            _bit_mask_products(rt, plain, Wire(plain, mask.shares, mask.value, 0, WORD, None) if mask is not None else value)
-            for (plain, _), mask, (_, value) in zip(flips, masks, terms, strict=True)
-        ]
+        products = [_bit_mask_products(rt, plain, value) for (plain, _), value in zip(flips, values, strict=True)]
     opened = iter((yield messages))
     total: Tensor | None = None
     frac, ring = like.frac, WORD
-    for (_, arithmetic), mask, product, (_, value) in zip(flips, masks, products, terms, strict=True):
+    for (_, arithmetic), (_, given), value, product in zip(flips, terms, values, products, strict=True):
         flipped = next(opened).to(torch.int64) & 1
         sign = 1 - 2 * flipped
         arithmetic *= sign
         rt.add_public(arithmetic, flipped)
         if isinstance(value, int):
-            if value != 1:
-                arithmetic *= value
+            arithmetic *= value
         else:  # b · (p - m) = p · b - flipped · m - sign · (β m)
-            public, shares = (value.public, value.masks) if isinstance(value, Wire) else (next(opened), mask.shares)  # type: ignore[union-attr]
-            arithmetic *= public
+            if isinstance(given, Shares):
+                value.public = next(opened)
+            arithmetic *= value.public
             for coefficient, words in product:
                 arithmetic -= words.mul_(sign if coefficient is None else sign * coefficient)
-            arithmetic -= shares * flipped
+            arithmetic -= value.masks * flipped
             frac, ring = value.frac, min(ring, value.ring)
         total = arithmetic if total is None else total.add_(arithmetic)
     assert total is not None
     return Shares(total, frac, ring, like.dtype if isinstance(like, Shares) else torch.float32)
 
 
-def _bit_mask_products(rt: Runtime, bit: Tensor, value: Shares | Wire | int) -> list[tuple[Tensor | None, Tensor]]:
+def _bit_mask_products(rt: Runtime, bit: Tensor, value: Wire | int) -> list[tuple[Tensor | None, Tensor]]:
     """Shares of the dealer's bit times each part of an opened value's mask, with the part's public coefficient."""
-    if not isinstance(value, Wire):
+    if isinstance(value, int):
         return []
     out: list[tuple[Tensor | None, Tensor]] = [(None, rt.dealer.share(bit * value.mask))]
     for part in value.extra:
+        if part.shift >= WORD:  # a multiple of 2^64 is nothing
+            continue
         words = rt.dealer.share(bit * part.mask, WORD - part.shift)
         words <<= part.shift
         out.append((part.coefficient, words))

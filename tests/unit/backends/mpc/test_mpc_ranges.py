@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -10,7 +11,8 @@ from torch import Tensor
 
 import privtensors as pt
 from privtensors.core.recorder import MemoryRecorder
-from privtensors.errors import PrivTensorsError
+from privtensors.errors import OutOfRange, ParameterError, PrivTensorsError
+from tests.unit.backends.mpc.harness import Lab, value, worst
 
 TOP = 2.0**18 - 1
 
@@ -133,3 +135,37 @@ def test_fused_blocks_of_nothing(shape: tuple[int, ...]) -> None:
     for function in (lambda t: t.softmax(-1), lambda t: torch.nn.functional.layer_norm(t, [4]), torch.nn.functional.gelu, torch.relu):
         got = private(function, torch.zeros(shape))
         assert got.shape == shape
+
+
+@pytest.mark.parametrize("bounds", [(0.0, math.inf), (-math.inf, 1.0), (-math.inf, math.inf), (None, 1.0)])
+def test_an_infinite_bound_is_none(bounds: tuple[float | None, float | None]) -> None:
+    lab = Lab()
+    x = torch.linspace(-3, 3, 25)
+    got = value(lab.kernel("clamp", "A", lab.share(x), *bounds))
+    assert worst(got, x.clamp(*bounds)) <= 2**-11
+
+
+@pytest.mark.parametrize("bounds", [(math.nan, 1.0), (-1e30, 1.0), (0.0, 2.0**18), (math.inf, math.inf), (-math.inf, -math.inf)])
+def test_bounds_out_of_range_are_refused(bounds: tuple[float, float]) -> None:
+    lab = Lab()
+    with pytest.raises(OutOfRange, match="bounds"):
+        lab.kernel("clamp", "A", lab.share(torch.ones(2)), *bounds)
+
+
+def test_division_by_the_number_zero_is_refused() -> None:
+    lab = Lab()
+    with pytest.raises(ParameterError, match="division by zero"):
+        lab.kernel("div", "A", lab.share(torch.ones(2)), 0)
+
+
+def test_square_roots_of_large_numbers_are_as_right_as_those_of_small_ones() -> None:
+    lab = Lab()
+    x = torch.logspace(-1, 4, 300)
+    assert worst(value(lab.kernel("sqrt", "A", lab.share(x))), x.double().sqrt()) <= 2e-3
+
+
+def test_bools_count_as_whole_numbers() -> None:
+    with pt.Session(recorder=MemoryRecorder()):
+        flags = pt.protect(torch.tensor([True, False]), "mpc")
+        total = pt.reveal(flags + torch.tensor([1, 2]))
+    assert total.dtype == torch.int64 and total.tolist() == [2, 2]
