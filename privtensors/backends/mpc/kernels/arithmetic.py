@@ -180,7 +180,7 @@ def root(backend: Host, x: Shares, *, inverse: bool) -> Shares:
         if inverse:
             out = yield from normal(rt, found)
         else:  # finer than the backend's bits: a large x multiplies what is rounded off
-            fine, wire = yield from parallel(open_lifted(rt, found, 34), open_lifted(rt, x, rt.frac))
+            fine, wire = yield from parallel(open_lifted(rt, found, 28), open_lifted(rt, x, rt.frac))
             out = yield from normal(rt, multiply_wires(rt, fine, wire))
         out.dtype = x.dtype
         return out

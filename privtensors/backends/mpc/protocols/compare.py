@@ -41,6 +41,8 @@ def at_least(
     """
     low = frac + range_bits
     width, shift = low + 1, x.frac - frac
+    if low < 1:
+        raise ProtocolError(f"a comparison window of {width} bits", where="mpc bookkeeping")
     if x.ring - max(shift, 0) < width:
         raise ProtocolError(f"comparison of {width} bits in a ring of {x.ring - shift}", where="mpc bookkeeping")
     words = shrink(x.data, shift)

@@ -32,6 +32,7 @@ from privtensors.backends.mpc.protocols.fourier import Plan, bulk, widen
 from privtensors.backends.mpc.protocols.normalise import power
 from privtensors.backends.mpc.runtime import Open, Protocol, Runtime, parallel
 from privtensors.backends.mpc.shares import WORD, Shares, Wire
+from privtensors.errors import InvalidInput, OutOfRange, ParameterError, ProtocolError
 
 LOW: Final = -14.0  # scores this far below their row's mean weigh less than 1e-6
 LEAST_HIGH: Final = 52.0  # MiniLM's scores reach 50 above their row's mean
@@ -60,7 +61,13 @@ class Scale:
 
 @functools.cache
 def scale_of(factor: float) -> Scale:
-    """The smallest period that holds ``LEAST_HIGH``, as wide a range as it holds well, as few harmonics as that needs."""
+    """The smallest period that holds ``LEAST_HIGH``, as wide a range as it holds well, as few harmonics as that needs.
+
+    Raises:
+        ParameterError: A factor that is not a positive number of ordinary size.
+    """
+    if not 2.0**-10 <= factor <= 2.0**10:
+        raise ParameterError(f"softmax of scores times {factor}", where="mpc attention", fix="use a scale between 2^-10 and 2^10")
     cell_bits = math.ceil(math.log2(1.1 / factor))
     cell = factor * 2.0**cell_bits
     top = cell + 0.3  # the coarse maximum is right to one cell
@@ -74,6 +81,8 @@ def scale_of(factor: float) -> Scale:
         series = fit(lambda x: np.exp(x / 2), low=top - period / 1.2, high=top, period=period, harmonics=range(1, count + 1), ridge=2e-5)
         if 2 * series.error <= _FIT * math.exp(top / 2):
             break
+    else:
+        raise ProtocolError(f"no series of exp for softmax of scores times {factor}", where="mpc bookkeeping")
     return Scale(factor, cell_bits, offset, high, Plan(series, 20 - period_log2, 20, 15, 27, unit=factor))
 
 
@@ -179,7 +188,12 @@ def public_mask(rows: int, length: int, is_causal: bool, mask: Tensor | None) ->
     """Which scores count, ``(…, rows or 1, length)`` bool or None for all of them, and what public numbers are added.
 
     Additive masks of -1e4 and below mean "not attended": they have no fixed-point form and need none.
+
+    Raises:
+        InvalidInput: NaN or plus infinity in an additive mask.
     """
+    if mask is not None and mask.is_floating_point() and bool((mask.isnan() | (mask == math.inf)).any()):
+        raise InvalidInput("the attention mask has NaN or plus infinity", where="mpc attention", fix="use bools, or numbers and -inf")
     keep = torch.ones(rows, length, dtype=torch.bool).tril() if is_causal else None
     bias = None
     if mask is not None:
@@ -225,7 +239,14 @@ def attention(rt: Runtime, q: Shares, k: Shares, v: Shares, keep: Tensor | None,
             wide = bias.to(torch.float64)
             allowed = torch.ones_like(wide) if keep is None else keep.expand(wide.shape).to(torch.float64)
             wide = wide - (wide * allowed).sum(-1, keepdim=True) / allowed.sum(-1, keepdim=True).clamp(min=1)
-            rt.add_public(s.data, (wide * (2.0**s.frac / factor)).round().to(torch.int64))
+            wide = wide / factor
+            if wide.numel() and float(wide.abs().max()) >= 2.0 ** (s.headroom - 1):
+                raise OutOfRange(
+                    f"attention biases up to {float((wide * factor).abs().max()):.4g} from their row's mean",
+                    where="mpc attention",
+                    fix="use -inf, or False, for what is not attended, and moderate biases",
+                )
+            rt.add_public(s.data, (wide * 2.0**s.frac).round().to(torch.int64))
         if keep is not None:
             s = s.like(s.data * keep)
         return (yield from softmax_parts(rt, s, keep, factor))

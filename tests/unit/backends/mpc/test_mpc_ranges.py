@@ -11,7 +11,7 @@ from torch import Tensor
 
 import privtensors as pt
 from privtensors.core.recorder import MemoryRecorder
-from privtensors.errors import OutOfRange, ParameterError, PrivTensorsError
+from privtensors.errors import InvalidInput, OutOfRange, ParameterError, PrivTensorsError
 from tests.unit.backends.mpc.harness import Lab, value, worst
 
 TOP = 2.0**18 - 1
@@ -169,3 +169,30 @@ def test_bools_count_as_whole_numbers() -> None:
         flags = pt.protect(torch.tensor([True, False]), "mpc")
         total = pt.reveal(flags + torch.tensor([1, 2]))
     assert total.dtype == torch.int64 and total.tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_an_attention_mask_that_is_no_mask_is_refused(bad: float) -> None:
+    lab = Lab()
+    q = lab.share(torch.randn(1, 1, 4, 16))
+    mask = torch.zeros(4, 4)
+    mask[1, 2] = bad
+    with pytest.raises(InvalidInput, match="attention mask"):
+        lab.kernel("attention", "AAA", q, q, q, attn_mask=mask)
+
+
+def test_biases_that_the_scores_have_no_room_for_are_refused() -> None:
+    lab = Lab()
+    q = lab.share(torch.randn(1, 1, 4, 16), 36)
+    mask = torch.zeros(4, 4)
+    mask[0, 0] = -9000.0  # too small to mean "not attended", too large to add
+    with pytest.raises(OutOfRange, match="attention biases"):
+        lab.kernel("attention", "AAA", q, q, q, attn_mask=mask)
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.5, 1e-9, math.nan, math.inf])
+def test_scales_that_are_none_are_refused(scale: float) -> None:
+    lab = Lab()
+    q = lab.share(torch.randn(1, 1, 4, 16))
+    with pytest.raises(ParameterError, match="softmax of scores times"):
+        lab.kernel("attention", "AAA", q, q, q, scale=scale)
