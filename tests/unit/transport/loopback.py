@@ -11,6 +11,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
+import torch
+
 from privtensors.transport.frames import HEADER_SIZE, NO_SESSION, VERSION, Header, Hello, Kind, parse_header, session_id
 from privtensors.transport.tcp import Limits, Listener, Peer, connect
 from privtensors.transport.tls import Identity, client_context
@@ -154,3 +156,12 @@ class Relay:
 
 def elapsed(start: float) -> float:
     return time.monotonic() - start
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def words(count: int, seed: int = 0, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+    return torch.randint(-(1 << 62), 1 << 62, (2, count), generator=torch.Generator().manual_seed(seed)).to(dtype)
