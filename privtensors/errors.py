@@ -149,3 +149,15 @@ class VersionMismatch(TransportError):
 
 class WrongPeer(TransportError):
     """The party at the other end is not the one expected, or did not accept our certificate."""
+
+
+class CorrelationError(PrivTensorsError):
+    """Correlated randomness is missing, used up, used before, or was dealt for another program."""
+
+
+class PartyBusy(TransportError):
+    """The other party has no room for another session or request now; nothing was computed."""
+
+
+class RequestRefused(TransportError):
+    """The other party does not take this request: too large, unknown cache, an id used before, or parties that disagree on it."""

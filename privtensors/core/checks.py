@@ -34,6 +34,9 @@ def check_finite(x: Tensor, where: str) -> None:
 def check_plain(x: object, where: str) -> Tensor:
     """Refuse what no backend can take: not a tensor, sparse or quantized, off the CPU, complex, NaN or infinite.
 
+    A tensor on the meta device passes: it stands for a value that another party holds, and a backend that holds every
+    party's view refuses it.
+
     Raises:
         InvalidInput: Says which of these it is.
     """
@@ -45,9 +48,10 @@ def check_plain(x: object, where: str) -> Tensor:
             where=where,
             fix="call .to_dense() or .dequantize()",
         )
-    if x.device.type != "cpu":
+    if x.device.type not in ("cpu", "meta"):
         raise InvalidInput(f"expected a tensor on the CPU, got one on {x.device}", where=where, fix="call .cpu() first")
     if x.is_complex():
         raise InvalidInput(f"dtype {x.dtype} is not supported", where=where, fix="protect real and imaginary part separately")
-    check_finite(x, where)
+    if not x.is_meta:
+        check_finite(x, where)
     return x

@@ -193,6 +193,9 @@ def protect(x: Tensor, technique: TechniqueSpec | str, *, owner: str | None = No
     x = check_plain(x, "protect")
     backend = (session or current_session()).backend(technique)
     owner = owner or "client"
+    if x.is_meta and not hasattr(backend, "holds"):
+        what = f"a tensor on the meta device has no content, and backend {backend.name!r} has no other party that holds it"
+        raise InvalidInput(what, where="protect", fix="give the value")
     return SafeTensor(State(backend.protect(x.detach(), owner=owner), backend, owner))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,7 +32,7 @@ class Message:
 
     def size(self) -> int:
         """Bytes on the wire per party, see :func:`packed_size`."""
-        return packed_size(self.words[0].numel(), self.bits)
+        return packed_size(math.prod(self.words.shape[1:]), self.bits)
 
 
 def packed_size(count: int, bits: int) -> int:
@@ -58,7 +59,7 @@ def pack(words: Tensor, bits: int) -> bytes:
     return bytes(flat.view(torch.uint8).view(-1, 8)[:, :width].contiguous().numpy())
 
 
-def unpack(data: bytes, bits: int, shape: tuple[int, ...]) -> Tensor:
+def unpack(data: bytes | memoryview, bits: int, shape: tuple[int, ...]) -> Tensor:
     """Inverse of :func:`pack`: an int64 tensor of ``shape``, zero above ``bits``.
 
     Raises:
@@ -86,10 +87,13 @@ class Channel(Protocol):
     """Exchanges messages between the two computing parties.
 
     Attributes:
-        parties: Parties held by this process: ``(0, 1)`` in one process, ``(0,)`` or ``(1,)`` in a deployment.
+        parties: Parties held by this process: ``(0, 1)`` in one process, ``(0,)`` or ``(1,)`` in a deployment, none at the dealer.
     """
 
     parties: tuple[int, ...]
+
+    def step(self, label: str) -> None:
+        """Name the rounds that follow: parties at different steps do not go on."""
 
     def exchange(self, messages: list[Message]) -> list[Tensor]:
         """One round. Send each message's words to the other party; return what the first party held here received.

@@ -22,7 +22,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from privtensors.errors import FrameError, PeerLost, PeerTimeout, TransportError, VersionMismatch, WrongPeer
+from privtensors.errors import FrameError, PartyBusy, PeerLost, PeerTimeout, RequestRefused, TransportError, VersionMismatch, WrongPeer
 from privtensors.transport.base import Message, pack, packed_size, unpack
 
 MAGIC: Final = b"PVTF"
@@ -75,6 +75,10 @@ def refusal(code: int, where: str) -> TransportError:
         return VersionMismatch("the peer refuses our version, policy or model", where=where, fix="see the peer's message")
     if code == Reason.WRONG_PEER:
         return WrongPeer("the peer expects another party", where=where, fix="see the peer's message")
+    if code == Reason.BUSY:
+        return PartyBusy("the peer has no room for another session", where=where, fix="try again later")
+    if code == Reason.REFUSED:
+        return RequestRefused("the peer refuses the request", where=where, fix="see the peer's message")
     said = Reason(code).name.lower() if code in Reason.__members__.values() else str(code)
     return PeerLost(f"the peer aborted ({said})", where=where, fix="see the peer's message")
 

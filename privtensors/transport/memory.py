@@ -16,6 +16,9 @@ class MemoryChannel:
         self.parties: tuple[int, ...] = (0, 1)
         self._observe = observe
 
+    def step(self, label: str) -> None:
+        """One process is always in step."""
+
     def exchange(self, messages: list[Message]) -> list[Tensor]:
         """One round: party 0 receives party 1's words. As it holds both parties, it gets those meant for party 1 alone too."""
         if self._observe is not None:

@@ -85,6 +85,10 @@ class RecordingChannel:
         self.parties: tuple[int, ...] = inner.parties
         self.rounds = 0
 
+    def step(self, label: str) -> None:
+        """Passed on to the inner channel."""
+        self.inner.step(label)
+
     def exchange(self, messages: list[Message]) -> list[Tensor]:
         """One round of the inner channel, recorded."""
         # A failed round is recorded as sent: the words may have left.

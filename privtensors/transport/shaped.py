@@ -61,6 +61,10 @@ class ShapedChannel:
         self.delay_s = 0.0
         self._sleep = sleep
 
+    def step(self, label: str) -> None:
+        """Passed on to the inner channel."""
+        self.inner.step(label)
+
     def exchange(self, messages: list[Message]) -> list[Tensor]:
         """One round of the inner channel, later."""
         size = sum(m.size() for m in messages)

@@ -39,7 +39,7 @@ def test_the_opened_form_is_the_lifted_value(shape: tuple[int, ...], number: int
     got = Shares(wire.residue(), FRAC)
     assert worst(value(got), x.double()) <= 2 * ULP + 2.0 ** -form[0]
     # public - mask, the mask put together from the dealer's parts and public coefficients
-    mask = wire.mask + sum(p.coefficient * (p.mask << p.shift) for p in wire.extra)
+    mask = wire.mask.value() + sum(p.coefficient * (p.mask.value() << p.shift) for p in wire.extra)
     assert torch.equal(wire.public - mask, words_of(got))
     assert torch.equal(wire.masks[0] + wire.masks[1], mask)
 

@@ -145,7 +145,7 @@ def test_the_junk_channel_would_catch_a_mistake() -> None:
 
 def backend(channel: Channel) -> Callable[[Any, Any], MPCBackend]:
     def make(technique: Any, meter: Any) -> MPCBackend:
-        return MPCBackend(technique, meter, channel=channel, dealer=Dealer(meter, (seed(5), seed(6)), seed(7)))
+        return MPCBackend(technique, meter, channel=channel, dealer=Dealer(meter, (seed(5), seed(6)), (seed(7), seed(8))))
 
     return make
 

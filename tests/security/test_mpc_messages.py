@@ -18,6 +18,7 @@ import privtensors as pt
 from privtensors.backends.mpc import randomness
 from privtensors.backends.mpc.backend import MPCBackend
 from privtensors.backends.mpc.dealer import Dealer, Mask
+from privtensors.backends.mpc.hidden import Hidden
 from privtensors.backends.mpc.protocols.activation import activate
 from privtensors.backends.mpc.protocols.arithmetic import lift, matmul_wires, multiply_wires, open_wire
 from privtensors.backends.mpc.protocols.compare import and_products, at_least, clamp, select
@@ -124,7 +125,7 @@ def test_nothing_is_caught_without_a_bug() -> None:
 @pytest.mark.parametrize("name", ["product", "lift", "gelu", "softmax"])
 def test_an_unmasked_opening_is_caught(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     def none(self: Dealer, shape: tuple[int, ...], dtype: torch.dtype = torch.int64) -> Mask:
-        return Mask(torch.zeros(2, *shape, dtype=dtype), torch.zeros(shape, dtype=dtype))
+        return Mask(torch.zeros(2, *shape, dtype=dtype), Hidden(value=torch.zeros(shape, dtype=dtype)))
 
     monkeypatch.setattr(Dealer, "mask", none)
     assert caught(name, INPUTS["signs"])
@@ -132,8 +133,8 @@ def test_an_unmasked_opening_is_caught(monkeypatch: pytest.MonkeyPatch, name: st
 
 @pytest.mark.parametrize("name", ["comparison", "select"])
 def test_an_unmasked_boolean_opening_is_caught(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    def none(self: Dealer, shape: tuple[int, ...], dtype: torch.dtype = torch.int64) -> Mask:
-        return Mask(torch.zeros(2, *shape, dtype=dtype), torch.zeros(shape, dtype=dtype))
+    def none(self: Dealer, shape: tuple[int, ...], dtype: torch.dtype = torch.int64, bits: int | None = None) -> Mask:
+        return Mask(torch.zeros(2, *shape, dtype=dtype), Hidden(value=torch.zeros(shape, dtype=dtype)))
 
     monkeypatch.setattr(Dealer, "xor_mask", none)
     assert caught(name, INPUTS["one constant"])
@@ -148,7 +149,7 @@ def test_a_mask_used_twice_is_caught(monkeypatch: pytest.MonkeyPatch, name: str)
         if key in kept:
             return kept.pop(key)
         kept[key] = fresh(self, shape, dtype)
-        return Mask(kept[key].shares.clone(), kept[key].value.clone())
+        return Mask(kept[key].shares.clone(), Hidden(value=kept[key].hidden.value().clone()))
 
     monkeypatch.setattr(Dealer, "mask", twice)
     # No single message shows it: only differences do.
@@ -163,9 +164,9 @@ def test_a_mask_of_too_small_a_range_is_caught(monkeypatch: pytest.MonkeyPatch, 
 
     def small(self: Dealer, shape: tuple[int, ...], dtype: torch.dtype = torch.int64) -> Mask:
         width = torch.iinfo(dtype).bits
-        value = fresh(self, shape, dtype).value & ((1 << (width - short)) - 1)
-        first = fresh(self, shape, dtype).value
-        return Mask(torch.stack([first, value - first]), value)
+        value = fresh(self, shape, dtype).hidden.value() & ((1 << (width - short)) - 1)
+        first = fresh(self, shape, dtype).hidden.value()
+        return Mask(torch.stack([first, value - first]), Hidden(value=value))
 
     monkeypatch.setattr(Dealer, "mask", small)
     assert caught("product", INPUTS["zeros"])
@@ -202,7 +203,7 @@ def layer_tape(monkeypatch: pytest.MonkeyPatch) -> tuple[Tape, list[int], int]:
     tape = Tape()
 
     def make(technique: Any, meter: Any) -> MPCBackend:
-        return MPCBackend(technique, meter, channel=tape.channel(), dealer=Dealer(meter, (seed(11), seed(12)), seed(13)))
+        return MPCBackend(technique, meter, channel=tape.channel(), dealer=Dealer(meter, (seed(11), seed(12)), (seed(13), seed(14))))
 
     monkeypatch.setattr("privtensors.core.session.backend_class", lambda _name: make)
     path = minilm_path()
@@ -257,7 +258,7 @@ def test_a_changed_weight_is_opened_under_a_fresh_mask(monkeypatch: pytest.Monke
     tape = Tape()
 
     def make(technique: Any, meter: Any) -> MPCBackend:
-        return MPCBackend(technique, meter, channel=tape.channel(), dealer=Dealer(meter, (seed(21), seed(22)), seed(23)))
+        return MPCBackend(technique, meter, channel=tape.channel(), dealer=Dealer(meter, (seed(21), seed(22)), (seed(23), seed(24))))
 
     monkeypatch.setattr("privtensors.core.session.backend_class", lambda _name: make)
     generator = torch.Generator().manual_seed(1)

@@ -40,7 +40,7 @@ def truncate(total: int, rings: tuple[tuple[int, int], ...]) -> tuple[int, int]:
         ring, shift = rings[(made // _BATCH) % len(rings)]
         plain = words(lab.generator, min(_BATCH, total - made), ring - 2)
         # Shares with every low bit used: party 0's is uniform.
-        first = lab.rt.dealer.mask(tuple(plain.shape)).value
+        first = lab.rt.dealer.mask(tuple(plain.shape)).hidden.value()
         out = lab.run(lift_words(lab.rt, torch.stack([first, plain - first]), ring, shift))
         wrong += errors(out.sum(0), plain, shift)
         made += len(plain)
@@ -67,7 +67,7 @@ def test_the_count_would_see_a_wrap_around() -> None:
     """Shifting both shares locally (SecureML, 2017) wraps for values of this size."""
     lab = Lab()
     plain = words(lab.generator, 10_000, 62)
-    first = lab.rt.dealer.mask(tuple(plain.shape)).value
+    first = lab.rt.dealer.mask(tuple(plain.shape)).hidden.value()
     local = (first >> 18) + ((plain - first) >> 18)
     assert errors(local, plain, 18) > 1000
 
@@ -76,6 +76,6 @@ def test_values_beyond_the_promise_do_wrap() -> None:
     """The promise is |value| < 2^(ring - 2): at half the ring nothing is right any more."""
     lab = Lab()
     plain = torch.full((1000,), -(1 << 62) - (1 << 61))
-    first = lab.rt.dealer.mask(tuple(plain.shape)).value
+    first = lab.rt.dealer.mask(tuple(plain.shape)).hidden.value()
     out = lab.run(lift_words(lab.rt, torch.stack([first, plain - first]), 64, 18))
     assert errors(out.sum(0), plain, 18) > 0

@@ -9,25 +9,34 @@ from typing import Any, ClassVar, Final, TypeVar
 import torch
 from torch import Tensor
 
-from privtensors.backends.mpc.dealer import Dealer
+from privtensors.backends.mpc.dealer import Correlations, Dealer
 from privtensors.backends.mpc.kernels import KERNELS
 from privtensors.backends.mpc.protocols.arithmetic import normal, open_wire
+from privtensors.backends.mpc.protocols.lookup import open_table
 from privtensors.backends.mpc.runtime import Open, Protocol, Runtime
 from privtensors.backends.mpc.shares import WORD, Shares, sign_extend
 from privtensors.core.backend import Payload
 from privtensors.core.kernel import KernelTable
 from privtensors.core.meter import Meter
-from privtensors.errors import FileFormatError, InvalidInput, OutOfRange
+from privtensors.errors import FileFormatError, InvalidInput, OutOfRange, ParameterError
 from privtensors.transport.base import Channel
 from privtensors.transport.memory import MemoryChannel
 
 RANGE_BITS: Final = 18
+
+
+def party_of(name: str) -> int:
+    """The computing party that acts for a party of a policy: 1 for ``"server"``, 0, the client's, for everybody else."""
+    return 1 if name == "server" else 0
+
+
 T = TypeVar("T")
+_INDICES: Final = (torch.int64, torch.int32)
 _DTYPES: Final = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool)
 
 
 class MPCBackend:
-    """Additive secret sharing between two parties, everything of one process: ``simulated`` is True.
+    """Additive secret sharing between two parties: both in this process (``simulated``), or one of them, or the dealer.
 
     Guarantee class: computational (AES-CTR), against one semi-honest computing party, with a dealer that is honest and
     colludes with nobody. Values are fixed point; inputs must lie in ±2^18.
@@ -35,8 +44,11 @@ class MPCBackend:
     Args:
         technique: Has ``fractional_bits``.
         meter: Counts rounds, bytes, dealer bytes and offline seconds.
-        channel: Default both parties in this process.
-        dealer: Default a fresh dealer seeded by the operating system.
+        channel: Default both parties in this process; else the one party's connection to the other.
+        dealer: Where randomness comes from. Default a fresh dealer seeded by the operating system.
+
+    Raises:
+        ParameterError: A channel of one party, or of none, with the dealer of two.
     """
 
     name: ClassVar[str] = "mpc"
@@ -44,12 +56,16 @@ class MPCBackend:
     assumption: ClassVar[str] = "one semi-honest computing party; the dealer is honest and colludes with nobody"
     kernels: ClassVar[KernelTable] = KERNELS
 
-    def __init__(self, technique: Any, meter: Meter, *, channel: Channel | None = None, dealer: Dealer | None = None) -> None:
+    def __init__(self, technique: Any, meter: Meter, *, channel: Channel | None = None, dealer: Correlations | None = None) -> None:
         self.technique = technique
         self.meter = meter
-        self.simulated = True
+        channel = channel or MemoryChannel()
+        self.simulated = len(channel.parties) == 2
+        if self.simulated != (dealer is None or isinstance(dealer, Dealer)):
+            what = f"a channel of {len(channel.parties)} parties with another number's randomness"
+            raise ParameterError(what, where="MPCBackend", fix="give PartyCorrelations to a party and Tracer to the dealer")
         self.frac: int = technique.fractional_bits
-        self.runtime = Runtime(channel or MemoryChannel(), dealer or Dealer(meter), meter, self.frac)
+        self.runtime = Runtime(channel, dealer or Dealer(meter), meter, self.frac)
 
     def __repr__(self) -> str:
         return f"MPCBackend(frac={self.frac}, simulated={self.simulated})"
@@ -69,6 +85,11 @@ class MPCBackend:
         wire.reused = True
         payload.data = wire.residue()
 
+    def prepare_table(self, payload: Payload) -> None:
+        """Mask an embedding table for private lookups ahead of use. Costs no memory: the masked form replaces the shares."""
+        assert isinstance(payload, Shares)
+        payload.data = self.run(open_table(self.runtime, payload)).rows
+
     def encode(self, x: Tensor, frac: int) -> Tensor:
         """Fixed-point int64 words of a public tensor, rounded to nearest.
 
@@ -87,25 +108,39 @@ class MPCBackend:
             )
         return (wide * 2.0**frac).round().to(torch.int64)
 
+    def holds(self, owner: str) -> bool:
+        """Whether values of ``owner`` are known to this process."""
+        return self.simulated or party_of(owner) in self.runtime.channel.parties
+
     def protect(self, x: Tensor, *, owner: str) -> Shares:
-        """Split ``x`` into two uniform shares; the owner draws party 0's share from its own generator.
+        """Split ``x`` into two uniform shares: the other party's comes from a generator that the owner seeds.
+
+        In a deployment the party that does not own ``x``, and the dealer, give a tensor on the meta device in its place.
 
         Raises:
-            InvalidInput: A dtype without fixed-point form, NaN or infinity.
+            InvalidInput: A dtype without fixed-point form, NaN or infinity; a value given by a party that does not own it.
             OutOfRange: An absolute value of 2^18 or more.
         """
         if x.dtype not in _DTYPES:
             raise InvalidInput(f"dtype {x.dtype} has no fixed-point form", where="protect(mpc)", fix="use float32, an integer type or bool")
+        if self.holds(owner) == x.is_meta:
+            what = f"a value of {owner!r} without its content" if x.is_meta else f"the content of a value that {owner!r} holds"
+            raise InvalidInput(what, where="protect(mpc)", fix="its owner gives the value, the other parties a tensor on the meta device")
         frac = self.frac if x.dtype.is_floating_point else 0
+        words = torch.zeros((), dtype=torch.int64).expand(x.shape) if x.is_meta else self._fixed_point(x, frac)
+        shares = Shares(self.runtime.dealer.input_shares(words, party_of(owner)), frac, WORD, x.dtype)
+        if x.dtype in _INDICES and party_of(owner) == 0:
+            shares.known = self.runtime.constant(words)  # in the client's row only: it can look rows up by them
+        return shares
+
+    def _fixed_point(self, x: Tensor, frac: int) -> Tensor:
         wide = x.to(torch.float64)
         peak = float(wide.abs().max()) if x.numel() else 0.0  # NaN and infinity come through
         if not math.isfinite(peak):
             raise InvalidInput("the tensor has NaN or infinite entries", where="protect(mpc)", fix="clean it first, e.g. torch.nan_to_num")
         if peak >= 2.0**RANGE_BITS:
             raise OutOfRange(f"absolute values up to {peak:.4g}", where="protect(mpc)", fix=f"scale the tensor into ±2^{RANGE_BITS}")
-        words = (wide * 2.0**frac).round_().to(torch.int64)
-        dealer = self.runtime.dealer
-        return Shares(dealer.input_shares(words), frac, WORD, x.dtype)
+        return (wide * 2.0**frac).round_().to(torch.int64)
 
     def reveal(self, payload: Payload, *, to: str) -> Tensor:
         """Send the other party's share to ``to`` and decode: the value is right to the bookkeeping's error.
@@ -113,17 +148,19 @@ class MPCBackend:
         Only the receiver gets a share: party 1 for ``"server"``, party 0, the client, for everybody else.
 
         A value that carries more fractional bits than the backend's is truncated first: the receiver learns the result,
-        not the low bits of the product it came from.
+        not the low bits of the product it came from. At any other party than the receiver the result is zeros.
         """
         assert isinstance(payload, Shares)
         rt, value_of = self.runtime, payload
 
         def opening() -> Protocol[tuple[Shares, Tensor]]:
             shares = (yield from normal(rt, value_of)) if value_of.frac > rt.frac else value_of
-            (words,) = yield [Open(shares.data, shares.ring, receiver=1 if to == "server" else 0)]
+            (words,) = yield [Open(shares.data, shares.ring, receiver=party_of(to))]
             return shares, words
 
         shares, opened = self.run(opening())
+        if not (self.simulated or party_of(to) in rt.channel.parties):
+            return torch.zeros(shares.shape, dtype=shares.dtype)
         words = sign_extend(opened, shares.ring)
         value = words.to(torch.float64) / 2.0**shares.frac
         if shares.dtype == torch.bool:

@@ -1,4 +1,4 @@
-"""The dealer: correlated randomness, made without seeing any input.
+"""Correlated randomness, made without seeing any input, and the dealer that makes it for both parties of one process.
 
 Party 0 expands everything from its seed. Party 1 expands its share of a plain mask from its own seed, and receives a
 correction for everything that depends on a mask. The dealer sees shapes and the masks it makes, nothing else.
@@ -6,29 +6,66 @@ correction for everything that depends on a mask. The dealer sees shapes and the
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from privtensors.backends.mpc.randomness import Prg
+from privtensors.backends.mpc.hidden import Hidden, Make
+from privtensors.backends.mpc.randomness import WIDTH, Prg
 from privtensors.core.meter import Meter
 from privtensors.errors import ParameterError
+from privtensors.transport.base import packed_size
 
-_BYTES: Final = {torch.int64: 8, torch.int32: 4, torch.int16: 2, torch.int8: 1}
+# Writes ``value - base`` into ``out``, block by block: for tables too large to be made whole before they are shared.
+Fill = Callable[[Tensor, Tensor, Tensor], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mask:
-    """A uniform mask: shares of shape ``(parties, *shape)`` and the dealer's view of their sum (or XOR)."""
+    """A uniform mask: shares of shape ``(parties held here, *shape)``, and the dealer's node of their sum (or XOR)."""
 
     shares: Tensor
-    value: Tensor
+    hidden: Hidden
 
     def __repr__(self) -> str:
-        return f"Mask(shape={tuple(self.value.shape)})"
+        return f"Mask(shape={tuple(self.shares.shape[1:])})"
+
+
+class Correlations(Protocol):
+    """Where a protocol gets its randomness. In one process, at a computing party and at the dealer alike, calls come in
+    the same order with the same shapes, or the parties do not go on."""
+
+    def mask(self, shape: tuple[int, ...], dtype: torch.dtype = torch.int64) -> Mask:
+        """A fresh uniform additive mask; no dealer traffic, both shares come from seeds."""
+
+    def xor_mask(self, shape: tuple[int, ...], dtype: torch.dtype = torch.int64, bits: int | None = None) -> Mask:
+        """A fresh uniform boolean mask of the low ``bits`` bits; zero above them."""
+
+    def mask_of(self, party: int, shape: tuple[int, ...], dtype: torch.dtype = torch.int64) -> Mask:
+        """Fresh uniform words that ``party`` and the dealer know and the other party does not: the other's share is zero."""
+
+    def share(
+        self, make: Make, *parents: Hidden, shape: tuple[int, ...], dtype: torch.dtype = torch.int64, bits: int | None = None
+    ) -> Tensor:
+        """Additive shares of ``make(*parents)``, a tensor of ``shape`` and ``dtype``; valid modulo ``2^bits``."""
+
+    def xor_share(
+        self, make: Make, *parents: Hidden, shape: tuple[int, ...], dtype: torch.dtype = torch.int64, bits: int | None = None
+    ) -> Tensor:
+        """Boolean shares of ``make(*parents)``; bits at and above ``bits`` are junk."""
+
+    def filled(self, fill: Fill, parent: Hidden, *, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Additive shares of a large table; ``fill(value of parent, base, out)`` writes the table minus ``base`` into ``out``."""
+
+    def input_shares(self, words: Tensor, owner: int) -> Tensor:
+        """Shares of an input that party ``owner`` holds: the other's from the owner's generator, the owner's the rest.
+
+        Args:
+            words: The fixed-point words; at the other party and at the dealer only the shape counts.
+        """
 
 
 class Dealer:
@@ -37,63 +74,80 @@ class Dealer:
     Args:
         meter: Counts dealer bytes and offline seconds.
         seeds: The two parties' 32-byte seeds, for tests only; default fresh from the operating system.
-        input_seed: The input owner's 32-byte seed, for tests only; default fresh from the operating system.
+        input_seeds: The two input owners' 32-byte seeds, for tests only; default fresh from the operating system.
 
     Raises:
-        ParameterError: The two seeds are equal.
+        ParameterError: Two seeds are equal.
     """
 
-    def __init__(self, meter: Meter, seeds: tuple[bytes, bytes] | None = None, input_seed: bytes | None = None) -> None:
-        if seeds is not None and seeds[0] == seeds[1]:
-            raise ParameterError("both parties have the same seed, so their masks cancel", where="Dealer", fix="give two different seeds")
+    def __init__(self, meter: Meter, seeds: tuple[bytes, bytes] | None = None, input_seeds: tuple[bytes, bytes] | None = None) -> None:
+        for pair in (seeds, input_seeds):
+            if pair is not None and pair[0] == pair[1]:
+                raise ParameterError("both parties have the same seed, so their masks cancel", where="Dealer", fix="give different seeds")
         self.meter = meter
         self._streams = (Prg(seeds[0]), Prg(seeds[1])) if seeds else (Prg(), Prg())
-        self._inputs = Prg(input_seed)  # stands for the input owner's own generator
+        # They stand for the owners' own generators.
+        self._inputs = (Prg(input_seeds[0]), Prg(input_seeds[1])) if input_seeds else (Prg(), Prg())
 
     def __repr__(self) -> str:
         return "Dealer(seeds=hidden)"
 
     def mask(self, shape: tuple[int, ...], dtype: torch.dtype = torch.int64) -> Mask:
-        """A fresh uniform additive mask; no dealer traffic, both shares come from seeds."""
+        """See :class:`Correlations`."""
         with self.meter.offline():
             shares = self._streams[0].pair(self._streams[1], shape, dtype)
-            return Mask(shares, shares[0] + shares[1])
+            return Mask(shares, Hidden(value=shares[0] + shares[1]))
 
-    def xor_mask(self, shape: tuple[int, ...], dtype: torch.dtype = torch.int64) -> Mask:
-        """A fresh uniform boolean mask."""
+    def xor_mask(self, shape: tuple[int, ...], dtype: torch.dtype = torch.int64, bits: int | None = None) -> Mask:
+        """See :class:`Correlations`."""
         with self.meter.offline():
             shares = self._streams[0].pair(self._streams[1], shape, dtype)
-            return Mask(shares, shares[0] ^ shares[1])
+            if bits is not None:
+                shares.bitwise_and_((1 << bits) - 1)
+            return Mask(shares, Hidden(value=shares[0] ^ shares[1]))
 
-    def share(self, value: Tensor, bits: int | None = None) -> Tensor:
-        """Additive shares of a value the dealer knows; party 1 receives a correction of ``bits`` bits per word."""
+    def mask_of(self, party: int, shape: tuple[int, ...], dtype: torch.dtype = torch.int64) -> Mask:
+        """See :class:`Correlations`."""
         with self.meter.offline():
-            shares = self._streams[0].first_of_pair(tuple(value.shape), value.dtype)
+            shares = torch.zeros(2, *shape, dtype=dtype)
+            shares[party] = self._streams[party].words(shape, dtype)
+            return Mask(shares, Hidden(value=shares[party]))
+
+    def share(
+        self, make: Make, *parents: Hidden, shape: tuple[int, ...], dtype: torch.dtype = torch.int64, bits: int | None = None
+    ) -> Tensor:
+        """See :class:`Correlations`."""
+        with self.meter.offline():
+            value = make(*(parent.value() for parent in parents))
+            shares = self._streams[0].first_of_pair(shape, dtype)
             torch.sub(value, shares[0], out=shares[1])
-            self._count(value, bits)
+            self._count(shares[1], bits)
             return shares
 
-    def xor_share(self, value: Tensor, bits: int | None = None) -> Tensor:
-        """Boolean shares of a value the dealer knows."""
+    def xor_share(
+        self, make: Make, *parents: Hidden, shape: tuple[int, ...], dtype: torch.dtype = torch.int64, bits: int | None = None
+    ) -> Tensor:
+        """See :class:`Correlations`."""
         with self.meter.offline():
-            shares = self._streams[0].first_of_pair(tuple(value.shape), value.dtype)
+            value = make(*(parent.value() for parent in parents))
+            shares = self._streams[0].first_of_pair(shape, dtype)
             torch.bitwise_xor(value, shares[0], out=shares[1])
-            self._count(value, bits)
+            self._count(shares[1], bits)
             return shares
 
-    def input_shares(self, words: Tensor) -> Tensor:
-        """Shares of an input: one uniform from a generator seeded by the operating system, the other its complement."""
-        shares = self._inputs.first_of_pair(tuple(words.shape), words.dtype)
-        torch.sub(words, shares[0], out=shares[1])
-        return shares
-
-    def correction(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Shares of shape ``(2, *shape)`` whose row 1 the caller fills with ``value - row 0``; counted as dealer traffic."""
+    def filled(self, fill: Fill, parent: Hidden, *, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """See :class:`Correlations`."""
         with self.meter.offline():
             shares = self._streams[0].first_of_pair(shape, dtype)
-            self.meter.dealer_bytes += math.prod(shape) * _BYTES[dtype]
+            fill(parent.value(), shares[0], shares[1])
+            self._count(shares[1], None)
             return shares
 
-    def _count(self, value: Tensor, bits: int | None) -> None:
-        width = 8 * _BYTES[value.dtype] if bits is None else bits
-        self.meter.dealer_bytes += (value.numel() * width + 7) // 8
+    def input_shares(self, words: Tensor, owner: int) -> Tensor:
+        """See :class:`Correlations`."""
+        given = self._inputs[owner].words(tuple(words.shape), words.dtype)
+        rows = (words - given, given) if owner == 0 else (given, words - given)
+        return torch.stack(rows)
+
+    def _count(self, words: Tensor, bits: int | None) -> None:
+        self.meter.dealer_bytes += packed_size(words.numel(), 8 * WIDTH[words.dtype] if bits is None else bits)

@@ -14,7 +14,8 @@ from torch import Tensor
 _SLACK: Final = 16  # update_into wants room for one more block
 _CHUNK: Final = 1 << 24
 
-_WORD: Final = {torch.int64: 8, torch.int32: 4, torch.int16: 2, torch.int8: 1}
+# Bytes per word.
+WIDTH: Final = {torch.int64: 8, torch.int32: 4, torch.int16: 2, torch.int8: 1}
 
 
 class Prg:
@@ -41,14 +42,14 @@ class Prg:
 
     def words(self, shape: tuple[int, ...], dtype: torch.dtype = torch.int64) -> Tensor:
         """Uniform words of ``dtype`` (int8 to int64)."""
-        count = math.prod(shape) * _WORD[dtype]
+        count = math.prod(shape) * WIDTH[dtype]
         raw = torch.empty(count + _SLACK, dtype=torch.uint8)
         self._fill(raw.numpy(), count)
         return raw[:count].view(dtype).view(shape)
 
     def pair(self, other: Prg, shape: tuple[int, ...], dtype: torch.dtype = torch.int64) -> Tensor:
         """Words of shape ``(2, *shape)``: row 0 from this stream, row 1 from ``other``."""
-        count = math.prod(shape) * _WORD[dtype]
+        count = math.prod(shape) * WIDTH[dtype]
         raw = torch.empty(2 * count + _SLACK, dtype=torch.uint8)
         array = raw.numpy()
         # Row 0 first: its slack lies in row 1, which is written afterwards.
@@ -58,7 +59,7 @@ class Prg:
 
     def first_of_pair(self, shape: tuple[int, ...], dtype: torch.dtype = torch.int64) -> Tensor:
         """A tensor of shape ``(2, *shape)`` whose row 0 comes from this stream and whose row 1 is yet to be written."""
-        count = math.prod(shape) * _WORD[dtype]
+        count = math.prod(shape) * WIDTH[dtype]
         raw = torch.empty(2 * count + _SLACK, dtype=torch.uint8)
         self._fill(raw.numpy(), count)
         return raw[: 2 * count].view(dtype).view(2, *shape)

@@ -10,7 +10,7 @@ from typing import Protocol as Interface
 import torch
 from torch import Tensor
 
-from privtensors.backends.mpc.dealer import Dealer
+from privtensors.backends.mpc.dealer import Correlations
 from privtensors.core.meter import Meter
 from privtensors.transport.base import Channel, Message
 
@@ -66,14 +66,17 @@ class Runtime:
 
     Attributes:
         frac: Fractional bits of a normal value.
+        parties: How many parties are held here: 2 in one process, 1 at a party, 0 at the dealer.
         first: Row of party 0 among the parties held here, or None.
         headroom: Integer bits that every product keeps free for its magnitude: ``62 - 2 · frac``.
     """
 
-    def __init__(self, channel: Channel, dealer: Dealer, meter: Meter, frac: int) -> None:
+    def __init__(self, channel: Channel, dealer: Correlations, meter: Meter, frac: int) -> None:
         self.channel, self.dealer, self.meter, self.frac = channel, dealer, meter, frac
+        self.parties = len(channel.parties)
         self.first = channel.parties.index(0) if 0 in channel.parties else None
         self.headroom = 62 - 2 * frac
+        self._runs = 0
 
     def add_public(self, shares: Tensor, value: Tensor | int) -> Tensor:
         """Add a public value to additive shares in place: party 0's share takes it, where that party is held."""
@@ -89,10 +92,15 @@ class Runtime:
 
     def constant(self, value: Tensor) -> Tensor:
         """A public value as shares: party 0's share is the value, the other's zero."""
-        return self.add_public(torch.zeros(len(self.channel.parties), *value.shape, dtype=value.dtype), value)
+        return self.add_public(torch.zeros(self.parties, *value.shape, dtype=value.dtype), value)
 
     def run(self, protocol: Protocol[T]) -> T:
-        """Drive ``protocol`` to its end, one exchange per round."""
+        """Drive ``protocol`` to its end, one exchange per round.
+
+        Parties at different protocols, or at the same one with other shapes, do not go on.
+        """
+        self._runs += 1
+        self.channel.step(f"{self._runs} {getattr(protocol, '__qualname__', '')}")
         try:
             outgoing = next(protocol)
             while True:
@@ -100,13 +108,14 @@ class Runtime:
                 received = self.channel.exchange(messages)
                 self.meter.rounds += 1
                 self.meter.bytes_sent += sum(m.size() for m in messages)
-                replies = [
-                    torch.bitwise_xor(own.words[0], other) if own.xor else own.words[0] + other
-                    for own, other in zip(outgoing, received, strict=True)
-                ]
-                outgoing = protocol.send(replies)
+                outgoing = protocol.send([self._joined(own, other) for own, other in zip(outgoing, received, strict=True)])
         except StopIteration as stop:
             return cast(T, stop.value)
+
+    def _joined(self, own: Open, other: Tensor) -> Tensor:
+        if not self.parties:
+            return other
+        return torch.bitwise_xor(own.words[0], other) if own.xor else own.words[0] + other
 
 
 class Host(Interface):

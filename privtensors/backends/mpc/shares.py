@@ -9,6 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from privtensors.backends.mpc.hidden import Hidden, derive, view_of
 from privtensors.errors import ProtocolError
 
 WORD: Final = 64
@@ -23,11 +24,11 @@ class Part:
 
     Attributes:
         coefficient: int64, broadcastable to the value.
-        mask: int64, the dealer's.
+        mask: The dealer's.
     """
 
     coefficient: Tensor
-    mask: Tensor
+    mask: Hidden
     shift: int
 
 
@@ -37,7 +38,7 @@ class Wire:
     Attributes:
         public: int64, shape of the value; the same at both parties. Bits at and above ``ring`` are junk.
         masks: int64, ``(parties, *shape)``: additive shares of the mask.
-        mask: int64, shape of the value: the dealer's view of the mask.
+        mask: The dealer's view of the mask, int64, shape of the value.
         frac: Fractional bits.
         ring: Valid low bits.
         first: Row of party 0 among the parties held here, or None.
@@ -51,7 +52,7 @@ class Wire:
         self,
         public: Tensor,
         masks: Tensor,
-        mask: Tensor,
+        mask: Hidden,
         frac: int,
         ring: int,
         first: int | None,
@@ -66,19 +67,21 @@ class Wire:
 
     def map(self, view: ViewMap) -> Wire:
         """The wire of a reshaped or sliced value. ``view`` may only move elements: it is applied to coefficients too."""
-        extra = tuple(Part(view(p.coefficient, 0), view(p.mask, 0), p.shift) for p in self.extra)
-        public, masks, mask = view(self.public, 0), view(self.masks, 1), view(self.mask, 0)
+        extra = tuple(Part(view(p.coefficient, 0), view_of(p.mask, view), p.shift) for p in self.extra)
+        public, masks, mask = view(self.public, 0), view(self.masks, 1), view_of(self.mask, view)
         return Wire(public, masks, mask, self.frac, self.ring, self.first, self, view, extra)
 
     def plus(self, other: Wire) -> Wire:
         """The opened form of the sum of two values of one shape and ring, their words taken at this value's scale."""
-        public, masks, mask = self.public + other.public, self.masks + other.masks, self.mask + other.mask
+        public, masks = self.public + other.public, self.masks + other.masks
+        mask = derive(torch.add, self.mask, other.mask)
         return Wire(public, masks, mask, self.frac, min(self.ring, other.ring), self.first, extra=self.extra + other.extra)
 
     def doubled(self) -> Wire:
         """The opened form of twice the value."""
         extra = tuple(Part(p.coefficient, p.mask, p.shift + 1) for p in self.extra)
-        return Wire(self.public << 1, self.masks << 1, self.mask << 1, self.frac, self.ring, self.first, extra=extra)
+        mask = derive(lambda m: m << 1, self.mask)
+        return Wire(self.public << 1, self.masks << 1, mask, self.frac, self.ring, self.first, extra=extra)
 
     def residue(self) -> Tensor:
         """Additive shares of the value rebuilt from the opened form, ``(parties, *shape)``; kept for reuse (weights)."""
@@ -94,6 +97,22 @@ class Wire:
         return f"Wire(shape={tuple(self.public.shape)}, frac={self.frac}, ring={self.ring})"
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Table:
+    """A matrix W masked for lookups: the dealer knows one party's share of it. One per version of the matrix.
+
+    Attributes:
+        rows: int64, ``(parties held here, V, d)``: W + M at the party that asks, -M at the one that answers.
+        mask: The dealer's view of M, int64, ``(V, d)``.
+    """
+
+    rows: Tensor
+    mask: Hidden
+
+    def __repr__(self) -> str:
+        return f"Table(shape={tuple(self.rows.shape[1:])})"
+
+
 class Shares:
     """Additive shares of fixed-point numbers: ``value = (sum of rows mod 2^ring, signed) / 2^frac``.
 
@@ -104,9 +123,11 @@ class Shares:
         frac: Fractional bits.
         ring: Low bits in which the shares add up to the value.
         dtype: The dtype of the plain tensor this stands for.
+        table: The form masked for lookups, once it was used as a table.
+        known: int64, ``(parties held here, *shape)``: whole numbers that the client protected, in its own row; else None.
     """
 
-    __slots__ = ("_lifted", "_wire", "data", "dtype", "frac", "origin", "ring")
+    __slots__ = ("_lifted", "_wire", "data", "dtype", "frac", "known", "origin", "ring", "table")
     kind = "A"
 
     def __init__(self, data: Tensor, frac: int, ring: int = WORD, dtype: torch.dtype = torch.float32) -> None:
@@ -116,6 +137,8 @@ class Shares:
         self.origin: tuple[Shares, ViewMap, bool] | None = None
         self._wire: Wire | None = None
         self._lifted: Shares | None = None
+        self.table: Table | None = None
+        self.known: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -155,6 +178,12 @@ class Shares:
             if wire is not None and wire.frac == frac and wire.ring >= ring:
                 return wire if view is None else wire.map(view)
         return None
+
+    def known_to_client(self) -> Tensor | None:
+        """What the client still knows of this value, or of the base it is a view of; None for results and others' values."""
+        if self.known is None and self.origin is not None and self.origin[0].known is not None:
+            return self.origin[1](self.origin[0].known, 1)
+        return self.known
 
     def remember(self, wire: Wire) -> None:
         """Keep the opened form for later products. An in-place write replaces the whole payload and so forgets it."""

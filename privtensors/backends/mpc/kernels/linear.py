@@ -11,6 +11,7 @@ from torch import Tensor
 
 from privtensors.backends.mpc import costs
 from privtensors.backends.mpc.kernels.arithmetic import add, scale, ulps
+from privtensors.backends.mpc.kernels.shape import by_row
 from privtensors.backends.mpc.protocols.arithmetic import matmul_wires, normal, open_wire, with_headroom
 from privtensors.backends.mpc.runtime import Host, Protocol, Runtime, parallel
 from privtensors.backends.mpc.shares import Shares, ViewMap, Wire
@@ -21,9 +22,15 @@ Operand = Shares | Tensor
 
 
 def _ready(rt: Runtime, x: Shares) -> Protocol[Wire]:
-    """x opened at the backend's fractional bits, lifted first when it carries more."""
+    """x opened at the backend's fractional bits, lifted first when it carries more.
+
+    A view of a whole tensor lifts that tensor, so that a trained weight and its transpose are lifted and opened once.
+    """
     if x.opened(rt.frac, 64) is None and (x.frac != rt.frac or x.ring != 64):
-        x = yield from normal(rt, x)
+        if x.origin is not None and x.origin[2]:
+            x = (yield from normal(rt, x.origin[0])).view(x.origin[1], whole=True)
+        else:
+            x = yield from normal(rt, x)
     return (yield from open_wire(rt, x))
 
 
@@ -44,11 +51,11 @@ def product(backend: Host, x: Operand, y: Operand, map_x: ViewMap = _same, map_y
         assert isinstance(y, Tensor)
         ready = backend.run(with_headroom(rt, x, rt.frac))
         weight = backend.encode(map_y(y, 0), rt.frac)
-        return ready.like(torch.stack([torch.matmul(row, weight) for row in map_x(ready.data, 1)]), ready.frac + rt.frac)
+        return ready.like(by_row(lambda row: torch.matmul(row, weight), map_x(ready.data, 1)), ready.frac + rt.frac)
     assert isinstance(y, Shares)
     ready = backend.run(with_headroom(rt, y, rt.frac))
     weight = backend.encode(map_x(x, 0), rt.frac)
-    return ready.like(torch.stack([torch.matmul(weight, row) for row in map_y(ready.data, 1)]), ready.frac + rt.frac)
+    return ready.like(by_row(lambda row: torch.matmul(weight, row), map_y(ready.data, 1)), ready.frac + rt.frac)
 
 
 def mm(backend: Host, x: Operand, y: Operand) -> Shares:
@@ -130,7 +137,7 @@ def convolution(
         return t.reshape(*t.shape[:lead], n, groups, high * wide, in_g * kernel[0] * kernel[1])
 
     def columns(t: Tensor, lead: int) -> Tensor:
-        return t.reshape(*t.shape[:lead], groups, out_c // groups, -1).transpose(-1, -2)
+        return t.reshape(*t.shape[:lead], groups, out_c // groups, math.prod(t.shape[lead + 1 :])).transpose(-1, -2)
 
     out = product(backend, x, weight, spread, columns)
     sizes = [(shape_x[-2 + i] if not flat or i else 1) + 2 * pad[i] - dilation[i] * (kernel[i] - 1) - 1 for i in (0, 1)]

@@ -14,6 +14,7 @@ from privtensors.backends.mpc.kernels.arithmetic import Operand, add, mul, root,
 from privtensors.backends.mpc.kernels.linear import pair
 from privtensors.backends.mpc.kernels.shape import constant
 from privtensors.backends.mpc.protocols.activation import activate, exponential_series
+from privtensors.backends.mpc.protocols.argmax import argmax
 from privtensors.backends.mpc.protocols.arithmetic import lift, normal, open_wire, square_wire
 from privtensors.backends.mpc.protocols.compare import at_least, clamp, select
 from privtensors.backends.mpc.protocols.fourier import pieces
@@ -21,7 +22,7 @@ from privtensors.backends.mpc.protocols.normalise import layer_norm
 from privtensors.backends.mpc.protocols.softmax import attention, public_mask, softmax
 from privtensors.backends.mpc.runtime import Host, Protocol, Runtime
 from privtensors.backends.mpc.shares import Shares
-from privtensors.errors import OutOfRange, UnsupportedOp
+from privtensors.errors import InvalidInput, OutOfRange, UnsupportedOp
 
 
 def _sign(rt: Runtime, x: Shares, threshold: float, frac: int) -> Protocol[Tensor]:
@@ -114,9 +115,30 @@ def amax(backend: Host, x: Shares, dim: Sequence[int] = (), keepdim: bool = Fals
     n = len(x.shape)
     dims = sorted(d % n for d in dim) if dim else list(range(n))
     kept = [d for d in range(n) if d not in dims]
-    rows = x.data.permute(0, *(d + 1 for d in kept), *(d + 1 for d in dims)).reshape(len(x.data), *(x.shape[d] for d in kept), -1)
+    count = math.prod(x.shape[d] for d in dims)
+    rows = x.data.permute(0, *(d + 1 for d in kept), *(d + 1 for d in dims)).reshape(len(x.data), *(x.shape[d] for d in kept), count)
     out = _tournament(backend, x.like(rows))
     return out.like(out.data.reshape(len(out.data), *(1 if d in dims else x.shape[d] for d in range(n)))) if keepdim else out
+
+
+def argmax_(backend: Host, x: Shares, dim: int | None = None, keepdim: bool = False) -> Shares:
+    """Index of the largest element, the lowest of equal ones; exact on the fixed-point values.
+
+    Raises:
+        InvalidInput: There is no element to choose, or no such dimension.
+    """
+    n = len(x.shape)
+    if dim is not None and not -max(n, 1) <= dim < max(n, 1):
+        raise InvalidInput(f"dimension {dim} of a tensor with {n}", where="mpc argmax", fix=f"use one from {-max(n, 1)} to {max(n, 1) - 1}")
+    rows = x.data.flatten(1).unsqueeze(1) if dim is None or n == 0 else x.data.movedim(dim % n + 1, -1)
+    if rows.shape[-1] == 0:
+        raise InvalidInput("no element to choose from", where="mpc argmax", fix="give a dimension that has elements")
+    out = backend.run(argmax(backend.runtime, x.like(rows)))
+    if dim is None or n == 0:
+        data = out.data.reshape(len(out.data), *([1] * n if keepdim else []))
+    else:
+        data = out.data.unsqueeze(dim % n + 1) if keepdim else out.data
+    return out.like(data)
 
 
 def max_pool2d(
@@ -140,7 +162,7 @@ def max_pool2d(
         backend.runtime.add_public(data, (1 - inner) * -(1 << (RANGE_BITS - 1 + ready.frac)))
     cut = data.unfold(-2, gap[0] * (size[0] - 1) + 1, step[0])[..., :: gap[0]]
     cut = cut.unfold(-2, gap[1] * (size[1] - 1) + 1, step[1])[..., :: gap[1]]
-    return _tournament(backend, ready.like(cut.reshape(*cut.shape[:-2], -1))), None
+    return _tournament(backend, ready.like(cut.reshape(*cut.shape[:-2], cut.shape[-2] * cut.shape[-1]))), None
 
 
 def activation_kernel(name: str) -> Callable[..., Shares]:
@@ -206,7 +228,9 @@ def layer_norm_(
         plain = plain if weight is None else mul(backend, plain, weight) if isinstance(weight, Shares) else plain * weight  # type: ignore[operator]
         return add(backend, plain, 0.0 if bias is None else bias), None, None
     rows = x.like(x.data.reshape(len(x.data), *x.shape[: len(x.shape) - len(shape)], math.prod(shape)))
-    gain = weight.like(weight.data.reshape(len(weight.data), -1)) if isinstance(weight, Shares) and len(shape) > 1 else weight
+    gain = weight
+    if isinstance(weight, Shares) and len(shape) > 1:
+        gain = weight.like(weight.data.reshape(len(weight.data), math.prod(weight.shape)))
     out = backend.run(layer_norm(backend.runtime, rows, gain if isinstance(gain, Shares) else None, eps))
     out = out.like(out.data.reshape(len(out.data), *x.shape))
     out.dtype = x.dtype
@@ -224,7 +248,7 @@ def batch_norm(
     training, eps = (options[0], options[2]) if len(options) == 3 else (False, options[1])
     if training:
         raise UnsupportedOp("batch_norm in training mode", where="backend 'mpc'", fix="call model.eval()")
-    column = [-1, *[1] * (len(x.shape) - 2)]
+    column = [x.shape[1], *[1] * (len(x.shape) - 2)]
 
     def shaped(v: Operand) -> Operand:
         if isinstance(v, Shares):

@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from privtensors.backends.mpc.protocols.arithmetic import normal, rescale
+from privtensors.backends.mpc.protocols.arithmetic import lift, rescale
 from privtensors.backends.mpc.runtime import Host, parallel
 from privtensors.backends.mpc.shares import WORD, Shares, broadcast_shape
 from privtensors.core.kernel import Kernel
@@ -135,18 +135,29 @@ def to_copy(
     return out
 
 
+def _large(x: Shares | Tensor, bits: int) -> bool:
+    """A public number of ``2^bits`` or more."""
+    return isinstance(x, Tensor) and x.numel() > 0 and float(x.abs().max()) >= 2.0**bits
+
+
 def aligned(backend: Host, tensors: Sequence[Shares | Tensor]) -> tuple[list[Tensor], int, int, torch.dtype]:
     """Words of shared and public tensors at one scale, without losing ring bits; public ones become party 0's share."""
     shared = [x for x in tensors if isinstance(x, Shares)]
     frac = max(x.frac for x in shared)
     differ = len({(x.frac, x.ring) for x in shared}) > 1
     # Raising the others to a very fine scale would push their values out of the ring.
-    crowded = WORD - 2 - frac < _ROOM and (differ or len(shared) < len(tensors))
+    crowded = WORD - 2 - frac < _ROOM and (differ or any(_large(x, WORD - 6 - frac) for x in tensors))
     if crowded or (differ and any(x.ring < WORD for x in shared)):
-        fresh = iter(backend.run(parallel(*(normal(backend.runtime, x) for x in shared))))
-        tensors = [next(fresh) if isinstance(x, Shares) else x for x in tensors]
+        fine = WORD - 2 - _ROOM
+        coarser = [x for x in shared if x.frac > fine or x.ring < WORD]
+        fresh = iter(
+            backend.run(parallel(*(lift(backend.runtime, x, fine if x.frac > fine else backend.frac) for x in coarser)))
+            if coarser
+            else ()
+        )
+        tensors = [next(fresh) if any(x is y for y in coarser) else x for x in tensors]
         shared = [x for x in tensors if isinstance(x, Shares)]
-        frac = backend.frac
+        frac = max(x.frac for x in shared)
     words = []
     for x in tensors:
         if isinstance(x, Shares):
@@ -169,11 +180,18 @@ def stack(backend: Host, tensors: Sequence[Shares | Tensor], dim: int = 0) -> Sh
     return Shares(torch.stack(words, _dim(dim, words[0].dim(), 1)), frac, ring, dtype)
 
 
+def by_row(function: Callable[[Tensor], Tensor], data: Tensor) -> Tensor:
+    """``function`` of each party's row."""
+    if len(data):
+        return torch.stack([function(row) for row in data])
+    return function(torch.zeros((), dtype=data.dtype).expand(data.shape[1:])).unsqueeze(0)[:0]  # the dealer needs the shape
+
+
 def per_party(function: Callable[..., Tensor]) -> Callable[..., Shares]:
     """A kernel that applies a rearrangement of elements to each share."""
 
     def run(backend: Host, x: Shares, *args: Any) -> Shares:
-        return x.like(torch.stack([function(row, *args) for row in x.data]))
+        return x.like(by_row(lambda row: function(row, *args), x.data))
 
     return run
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from privtensors.backends.mpc.hidden import Hidden, derive, itself
 from privtensors.backends.mpc.runtime import Open, Protocol, Runtime
-from privtensors.backends.mpc.shares import WORD, Part, Shares, Wire, low_bits
+from privtensors.backends.mpc.shares import WORD, Part, Shares, Wire, broadcast_shape, low_bits
 from privtensors.errors import ProtocolError
 
 
@@ -47,30 +48,32 @@ def open_wire(rt: Runtime, x: Shares, frac: int | None = None) -> Protocol[Wire]
     words = rescale(target, frac).data
     mask = rt.dealer.mask(target.shape)
     (public,) = yield [Open(words + mask.shares, ring)]
-    wire = Wire(public, mask.shares, mask.value, frac, ring, rt.first)
+    wire = Wire(public, mask.shares, mask.hidden, frac, ring, rt.first)
     target.remember(wire)
     return wire if view is None else wire.map(view)
 
 
 def _mask_products(rt: Runtime, x: Wire, y: Wire) -> Tensor:
     """Shares of the product of two masks: the dealer shares the product of each pair of parts, public coefficients join them."""
-    with rt.meter.offline():
-        out = rt.dealer.share(x.mask * y.mask)
+    shape = broadcast_shape(x.public, y.public)
+    out = rt.dealer.share(torch.mul, x.mask, y.mask, shape=shape)
     if not (x.extra or y.extra):
         return out
     if x is y and len(x.extra) == 1 and x.extra[0].shift < WORD:  # (m + c t)² = m² + 2 c m t + c² t², with c in {0, -1}
         (part,) = x.extra
+        shift = part.shift
+        twice = rt.dealer.share(lambda m, t: (m << 1) * t - (t * t << shift), x.mask, part.mask, shape=shape, bits=WORD - shift)
         with rt.meter.offline():
-            twice = rt.dealer.share((x.mask << 1) * part.mask - (part.mask * part.mask << part.shift), WORD - part.shift)
-            twice <<= part.shift
+            twice <<= shift
         return out.add_(twice.mul_(part.coefficient))
-    pairs = [(p.coefficient, p.mask, y.mask, p.shift) for p in x.extra] + [(q.coefficient, x.mask, q.mask, q.shift) for q in y.extra]
+    pairs: list[tuple[Tensor, Hidden, Hidden, int]] = [(p.coefficient, p.mask, y.mask, p.shift) for p in x.extra]
+    pairs += [(q.coefficient, x.mask, q.mask, q.shift) for q in y.extra]
     pairs += [(p.coefficient * q.coefficient, p.mask, q.mask, p.shift + q.shift) for p in x.extra for q in y.extra]
     for coefficient, one, other, shift in pairs:
         if shift >= WORD:
             continue
+        product = rt.dealer.share(torch.mul, one, other, shape=shape, bits=WORD - shift)
         with rt.meter.offline():
-            product = rt.dealer.share(one * other, WORD - shift)
             product <<= shift
         out += product * coefficient
     return out
@@ -102,8 +105,7 @@ def matmul_wires(rt: Runtime, x: Wire, y: Wire) -> Shares:
     """Matrix product of two opened values, batched as torch.matmul; local. ``y`` may be a weight opened long before."""
     if x.extra or y.extra:
         raise ProtocolError("a value opened while it was lifted has no matrix products", where="mpc bookkeeping")
-    with rt.meter.offline():
-        out = rt.dealer.share(torch.matmul(x.mask, y.mask))
+    out = rt.dealer.share(torch.matmul, x.mask, y.mask, shape=_matmul_shape(x.public, y.public))
     known = y.reused
     if known:  # the weight's opened form is fixed, so this half does not depend on the input
         with rt.meter.offline():
@@ -114,6 +116,10 @@ def matmul_wires(rt: Runtime, x: Wire, y: Wire) -> Shares:
             row -= torch.matmul(mask, y.public)
         row += torch.matmul(x.public, residue)
     return Shares(out, x.frac + y.frac, min(x.ring, y.ring))
+
+
+def _matmul_shape(x: Tensor, y: Tensor) -> tuple[int, ...]:
+    return (*torch.broadcast_shapes(x.shape[:-2], y.shape[:-2]), x.shape[-2], y.shape[-1])  # type: ignore[no-untyped-call]
 
 
 def lift(rt: Runtime, x: Shares, frac: int) -> Protocol[Shares]:
@@ -167,7 +173,7 @@ def open_lifted(rt: Runtime, x: Shares, frac: int) -> Protocol[Wire]:
     return (yield from lift_wire(rt, x.data, ring, shift, frac))
 
 
-def _lifted(rt: Runtime, data: Tensor, ring: int, shift: int) -> Protocol[tuple[Tensor, Tensor, Tensor, Part]]:
+def _lifted(rt: Runtime, data: Tensor, ring: int, shift: int) -> Protocol[tuple[Tensor, Tensor, Hidden, Part]]:
     """value >> shift = public - mask in the full ring, mask = kept - no_top · top_bit · 2^(ring - shift).
 
     Returns:
@@ -177,12 +183,12 @@ def _lifted(rt: Runtime, data: Tensor, ring: int, shift: int) -> Protocol[tuple[
         raise ProtocolError(f"truncation by {shift} bits in a ring of {ring}", where="mpc bookkeeping")
     shape = tuple(data.shape[1:])
     mask = rt.dealer.mask(shape, data.dtype)
+    full = derive(lambda m: m.to(torch.int64), mask.hidden)
+    top_bit = derive(lambda m: (m >> (ring - 1)) & 1, full)
+    kept = derive(lambda m: low_bits(m, ring) >> shift if ring < WORD else low_bits(m >> shift, WORD - shift), full)
+    minus_kept = rt.dealer.share(torch.neg, kept, shape=shape)
+    wrap = rt.dealer.share(itself, top_bit, shape=shape, bits=WORD - (ring - shift))
     with rt.meter.offline():
-        full = mask.value.to(torch.int64)
-        top_bit = (full >> (ring - 1)) & 1
-        kept = low_bits(full, ring) >> shift if ring < WORD else low_bits(full >> shift, WORD - shift)
-        minus_kept = rt.dealer.share(-kept)
-        wrap = rt.dealer.share(top_bit, WORD - (ring - shift))
         wrap <<= ring - shift
     words = data + mask.shares
     rt.add_public(words, 1 << (ring - 2))

@@ -14,6 +14,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from privtensors.backends.mpc.hidden import Hidden, derive, itself
 from privtensors.backends.mpc.protocols.arithmetic import rescale, shrink
 from privtensors.backends.mpc.runtime import Open, Protocol, Runtime
 from privtensors.backends.mpc.shares import WORD, Shares, Wire
@@ -49,9 +50,8 @@ def at_least(
     narrow = torch.int32 if width <= 32 else torch.int64
     mask = rt.dealer.mask(x.shape, narrow)
     digits = [(start, min(digit, low - start)) for start in range(0, low, digit)]
-    with rt.meter.offline():
-        tables = [_thermometer(rt, (mask.value >> start) & ((1 << size) - 1), size) for start, size in digits]
-        top = rt.dealer.xor_share(((mask.value >> low) & 1).to(torch.int8), 1)
+    tables = [_thermometer(rt, mask.hidden, start, size, x.shape) for start, size in digits]
+    top = rt.dealer.xor_share(lambda m: ((m >> low) & 1).to(torch.int8), mask.hidden, shape=x.shape, dtype=torch.int8, bits=1)
     (opened,) = yield [Open(words.to(narrow) + mask.shares, width)]
     less, equal = [], []
     shape = (len(thresholds), *x.shape)
@@ -66,14 +66,21 @@ def at_least(
     return rt.flip_public(sign, ((c >> low) & 1).to(torch.int8) ^ 1)
 
 
-def _thermometer(rt: Runtime, digit: Tensor, size: int) -> Tensor:
-    """XOR shares of the word whose bit j is [j < digit]: one int32 for 5-bit digits, else int64 words along a last axis."""
+def _thermometer(rt: Runtime, mask: Hidden, start: int, size: int, shape: tuple[int, ...]) -> Tensor:
+    """XOR shares of the word whose bit j is [j < digit], for the digit of ``size`` bits at ``start``: one int32 word for
+    5-bit digits, else int64 words along a last axis."""
+    low = (1 << size) - 1
     if size <= DIGIT:
-        return rt.dealer.xor_share((torch.ones((), dtype=torch.int32) << digit.to(torch.int32)) - 1)
-    wide = digit.to(torch.int64).unsqueeze(-1)
+        one = torch.ones((), dtype=torch.int32)
+        return rt.dealer.xor_share(lambda m: (one << ((m >> start) & low).to(torch.int32)) - 1, mask, shape=shape, dtype=torch.int32)
     starts = torch.arange(0, 1 << size, 64)
-    word = (torch.ones((), dtype=torch.int64) << (wide & 63)) - 1
-    return rt.dealer.xor_share(torch.where(starts + 64 <= wide, -1, torch.where(starts <= wide, word, 0)))
+
+    def words(m: Tensor) -> Tensor:
+        digit = ((m >> start) & low).to(torch.int64).unsqueeze(-1)
+        word = (torch.ones((), dtype=torch.int64) << (digit & 63)) - 1
+        return torch.where(starts + 64 <= digit, -1, torch.where(starts <= digit, word, 0))
+
+    return rt.dealer.xor_share(words, mask, shape=(*shape, len(starts)))
 
 
 def _below(table: Tensor, a: Tensor) -> Tensor:
@@ -145,19 +152,18 @@ def and_products(rt: Runtime, inputs: list[Tensor], products: list[tuple[int, ..
         return []
     bits = 1 if inputs[0].dtype == torch.int8 else {torch.int32: 32, torch.int64: 64}[inputs[0].dtype]
     shape = tuple(inputs[0].shape[1:])
-    masks = [rt.dealer.xor_mask(shape, inputs[0].dtype) for _ in inputs]
-    with rt.meter.offline():
+    masks = [rt.dealer.xor_mask(shape, inputs[0].dtype, 1 if bits == 1 else None) for _ in inputs]
+    subsets = sorted({s for p in products for s in _subsets(p)}, key=len)
+    plain: dict[tuple[int, ...], Hidden] = {}
+    shared: dict[tuple[int, ...], Tensor] = {}
+    for s in subsets:
+        if len(s) == 1:
+            plain[s], shared[s] = masks[s[0]].hidden, masks[s[0]].shares
+            continue
+        plain[s] = derive(torch.bitwise_and, plain[s[:-1]], masks[s[-1]].hidden)
+        shared[s] = rt.dealer.xor_share(itself, plain[s], shape=shape, dtype=inputs[0].dtype, bits=bits)
         if bits == 1:
-            for mask in masks:
-                mask.shares.bitwise_and_(1)
-                mask.value.bitwise_and_(1)
-        subsets = sorted({s for p in products for s in _subsets(p)}, key=len)
-        plain: dict[tuple[int, ...], Tensor] = {}
-        shared: dict[tuple[int, ...], Tensor] = {}
-        for s in subsets:
-            plain[s] = masks[s[0]].value if len(s) == 1 else plain[s[:-1]] & masks[s[-1]].value
-            shared[s] = masks[s[0]].shares if len(s) == 1 else rt.dealer.xor_share(plain[s], bits)
-            if bits == 1 and len(s) > 1:
+            with rt.meter.offline():
                 shared[s].bitwise_and_(1)
     opened = yield [Open(x ^ mask.shares, bits, xor=True) for x, mask in zip(inputs, masks, strict=True)]
     known: dict[tuple[int, ...], Tensor] = {}
@@ -193,24 +199,21 @@ def select(rt: Runtime, terms: Sequence[tuple[Tensor, Shares | Wire | int]], lik
     """
     shape = tuple(terms[0][0].shape[1:])
     messages: list[Open] = []
-    flips: list[tuple[Tensor, Tensor]] = []
+    flips: list[tuple[Hidden, Tensor]] = []
     values: list[Wire | int] = []
     for bit, value in terms:
-        flip = rt.dealer.xor_mask(shape, torch.int8)
-        with rt.meter.offline():
-            flip.shares.bitwise_and_(1)
-            plain = (flip.value & 1).to(torch.int64)
-            flips.append((plain, rt.dealer.share(plain)))
+        flip = rt.dealer.xor_mask(shape, torch.int8, 1)
+        plain = derive(lambda m: m.to(torch.int64), flip.hidden)
+        flips.append((plain, rt.dealer.share(itself, plain, shape=shape)))
         messages.append(Open(bit ^ flip.shares, 1, xor=True))
         if isinstance(value, Shares):
             mask = rt.dealer.mask(value.shape)
             messages.append(Open(value.data + mask.shares, value.ring))
             # Its public words are filled in below, once they are open.
-            values.append(Wire(torch.empty(0, dtype=torch.int64), mask.shares, mask.value, value.frac, value.ring, rt.first))
+            values.append(Wire(torch.empty(0, dtype=torch.int64), mask.shares, mask.hidden, value.frac, value.ring, rt.first))
         else:
             values.append(value)
-    with rt.meter.offline():
-        products = [_bit_mask_products(rt, plain, value) for (plain, _), value in zip(flips, values, strict=True)]
+    products = [_bit_mask_products(rt, plain, shape, value) for (plain, _), value in zip(flips, values, strict=True)]
     opened = iter((yield messages))
     total: Tensor | None = None
     frac, ring = like.frac, WORD
@@ -234,16 +237,18 @@ def select(rt: Runtime, terms: Sequence[tuple[Tensor, Shares | Wire | int]], lik
     return Shares(total, frac, ring, like.dtype if isinstance(like, Shares) else torch.float32)
 
 
-def _bit_mask_products(rt: Runtime, bit: Tensor, value: Wire | int) -> list[tuple[Tensor | None, Tensor]]:
+def _bit_mask_products(rt: Runtime, bit: Hidden, shape: tuple[int, ...], value: Wire | int) -> list[tuple[Tensor | None, Tensor]]:
     """Shares of the dealer's bit times each part of an opened value's mask, with the part's public coefficient."""
     if isinstance(value, int):
         return []
-    out: list[tuple[Tensor | None, Tensor]] = [(None, rt.dealer.share(bit * value.mask))]
+    shape = tuple(torch.broadcast_shapes(shape, value.masks.shape[1:]))  # type: ignore[no-untyped-call]
+    out: list[tuple[Tensor | None, Tensor]] = [(None, rt.dealer.share(torch.mul, bit, value.mask, shape=shape))]
     for part in value.extra:
         if part.shift >= WORD:  # a multiple of 2^64 is nothing
             continue
-        words = rt.dealer.share(bit * part.mask, WORD - part.shift)
-        words <<= part.shift
+        words = rt.dealer.share(torch.mul, bit, part.mask, shape=shape, bits=WORD - part.shift)
+        with rt.meter.offline():
+            words <<= part.shift
         out.append((part.coefficient, words))
     return out
 

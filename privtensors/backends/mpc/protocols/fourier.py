@@ -86,9 +86,9 @@ def bulk(rt: Runtime, x: Shares, plan: Plan) -> Protocol[Tensor]:
     harmonics, angle = len(plan.series.harmonics), 2 * math.pi / (1 << plan.period_bits)
     low = (1 << plan.period_bits) - 1
     mask = rt.dealer.mask(shape, torch.int32)
-    with rt.meter.offline():
-        tables = rt.dealer.correction((2 * harmonics, count), torch.int32)
-        delta = (mask.value & low).view(-1)
+
+    def fill(value: Tensor, base: Tensor, out: Tensor) -> None:
+        delta = (value & low).view(-1)
         for i in range(0, count, _BLOCK):
             block = slice(i, min(count, i + _BLOCK))
             cos, sin, a, b = _start(delta[block].to(torch.float32) * angle, plan, 2.0**plan.table_bits)
@@ -96,11 +96,15 @@ def bulk(rt: Runtime, x: Shares, plan: Plan) -> Protocol[Tensor]:
             for j in range(harmonics):
                 torch.round(a, out=free_a)
                 torch.round(b, out=free_b)
-                torch.sub(free_a.to(torch.int32), tables[0, 2 * j, block], out=tables[1, 2 * j, block])
-                torch.sub(free_b.to(torch.int32), tables[0, 2 * j + 1, block], out=tables[1, 2 * j + 1, block])
+                torch.sub(free_a.to(torch.int32), base[2 * j, block], out=out[2 * j, block])
+                torch.sub(free_b.to(torch.int32), base[2 * j + 1, block], out=out[2 * j + 1, block])
                 if j + 1 < harmonics:
                     a, b, free_a, free_b = _turn(a, b, cos, sin, free_a, free_b)
+
+    tables = rt.dealer.filled(fill, mask.hidden, shape=(2 * harmonics, count), dtype=torch.int32)
     (opened,) = yield [Open(words + mask.shares, plan.period_bits)]
+    if not len(mask.shares):  # the dealer
+        return torch.empty(0, *shape, dtype=torch.int32)
     point = (opened & low).view(-1)
     out = torch.empty(len(mask.shares), count, dtype=torch.int32)
     constant = round(plan.series.constant * 2.0**plan.out_frac)
@@ -145,10 +149,14 @@ def pieces(rt: Runtime, x: Shares, series: tuple[Series, ...], period_bits: tupl
         turns = (value.unsqueeze(0) & (periods - 1)).to(torch.float64) / periods.to(torch.float64)
         return k * (turns * (2 * math.pi)).unsqueeze(1)
 
-    with rt.meter.offline():
-        phase = phases(mask.value)
-        tables = rt.dealer.share(torch.cat([phase.cos(), phase.sin()], 1).mul_(2.0**_TABLE).round_().to(torch.int64))
+    def table(value: Tensor) -> Tensor:
+        phase = phases(value)
+        return torch.cat([phase.cos(), phase.sin()], 1).mul_(2.0**_TABLE).round_().to(torch.int64)
+
+    tables = rt.dealer.share(table, mask.hidden, shape=(len(series), 2 * len(series[0].harmonics), *x.shape))
     (opened,) = yield [Open(x.data + mask.shares, x.ring)]
+    if not len(mask.shares):
+        return torch.empty(0, len(series), *x.shape, dtype=torch.int64)
     phase = phases(opened)
     cos, sin = phase.cos(), phase.sin()
     c = torch.tensor([p.cosine for p in series], dtype=torch.float64).view(len(series), -1, *trail)

@@ -140,8 +140,8 @@ def _coarse_max(rt: Runtime, t: Shares, scale: Scale) -> Protocol[Tensor]:
     index = shrink(t.data, t.frac + scale.cell_bits).to(torch.int16)
     rt.add_public(index, scale.offset)
     mask = rt.dealer.mask(t.shape, torch.int16)
-    with rt.meter.offline():
-        word = rt.dealer.xor_share(torch.ones((), dtype=torch.int64) << ((-mask.value) & 63).to(torch.int64))
+    one = torch.ones((), dtype=torch.int64)
+    word = rt.dealer.xor_share(lambda m: one << ((-m) & 63).to(torch.int64), mask.hidden, shape=t.shape)
     (opened,) = yield [Open(index + mask.shares, 6)]
     turn = (opened & 63).to(torch.int64)
     # Rotate one-hot(-mask) left by index + mask, then fill downwards: bits 0..index are one.
@@ -154,14 +154,15 @@ def _coarse_max(rt: Runtime, t: Shares, scale: Scale) -> Protocol[Tensor]:
         if pad := -word.shape[-1] % width:
             ones = rt.constant(torch.full((*word.shape[1:-1], pad), -1))
             word = torch.cat([word, ones], -1)
-        groups = word.view(*word.shape[:-1], -1, width)
+        groups = word.view(*word.shape[:-1], word.shape[-1] // width, width)
         (word,) = yield from and_products(rt, [groups[..., i].contiguous() for i in range(width)], [tuple(range(width))])
     word = rt.flip_public(word[..., 0], -1)
     # Population count of the unary word, on arithmetic shares.
     flip = rt.dealer.xor_mask(tuple(word.shape[1:]))
     places = torch.arange(64)
-    with rt.meter.offline():
-        bits = rt.dealer.share(((flip.value.unsqueeze(-1) >> places) & 1).to(torch.int16))
+    bits = rt.dealer.share(
+        lambda m: ((m.unsqueeze(-1) >> places) & 1).to(torch.int16), flip.hidden, shape=(*word.shape[1:], 64), dtype=torch.int16
+    )
     (opened,) = yield [Open(word ^ flip.shares, 64, xor=True)]
     public = ((opened.unsqueeze(-1) >> places) & 1).to(torch.int16)
     count = ((1 - 2 * public) * bits).sum(-1)

@@ -71,9 +71,8 @@ class Lab:
 
     def __init__(self, channel: Channel | None = None, *, number: int = 1, frac: int = FRAC, seeded: bool = True) -> None:
         self.meter = Meter()
-        dealer = (
-            Dealer(self.meter, seeds=(seed(number), seed(number + 1000)), input_seed=seed(number + 2000)) if seeded else Dealer(self.meter)
-        )
+        seeds, inputs = (seed(number), seed(number + 1000)), (seed(number + 2000), seed(number + 3000))
+        dealer = Dealer(self.meter, seeds, inputs) if seeded else Dealer(self.meter)
         self.backend = MPCBackend(types.SimpleNamespace(fractional_bits=frac), self.meter, channel=channel, dealer=dealer)
         self.rt: Runtime = self.backend.runtime
         self.generator = torch.Generator().manual_seed(number)

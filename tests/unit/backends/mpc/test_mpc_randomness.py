@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from privtensors.backends.mpc.dealer import Dealer, Mask
+from privtensors.backends.mpc.hidden import Hidden, itself
 from privtensors.backends.mpc.protocols.arithmetic import open_wire
 from privtensors.backends.mpc.randomness import Prg
 from privtensors.core.meter import Meter
 from privtensors.errors import ParameterError
 from privtensors.testing.strategies import shapes
+from privtensors.transport.base import packed_size
 from tests.unit.backends.mpc.harness import Lab, seed
 from tests.unit.backends.mpc.uniformity import REJECT, p_values
 
@@ -20,7 +24,7 @@ DTYPES = [torch.int8, torch.int16, torch.int32, torch.int64]
 
 
 def same_seeds() -> Dealer:
-    return Dealer(Meter(), (seed(1), seed(2)), seed(3))
+    return Dealer(Meter(), (seed(1), seed(2)), (seed(3), seed(4)))
 
 
 @given(shapes(), st.sampled_from(DTYPES))
@@ -96,8 +100,8 @@ def test_nothing_is_shown() -> None:
 def test_masks_add_up(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     dealer = same_seeds()
     a, b = dealer.mask(shape, dtype), dealer.xor_mask(shape, dtype)
-    assert isinstance(a, Mask) and a.value.dtype == dtype
-    assert torch.equal(a.shares.sum(0).to(dtype), a.value) and torch.equal(b.shares[0] ^ b.shares[1], b.value)
+    assert isinstance(a, Mask) and a.hidden.value().dtype == dtype
+    assert torch.equal(a.shares.sum(0).to(dtype), a.hidden.value()) and torch.equal(b.shares[0] ^ b.shares[1], b.hidden.value())
     assert dealer.meter.dealer_bytes == 0  # both shares come from seeds
 
 
@@ -106,24 +110,36 @@ def test_shares_add_up_and_are_counted(shape: tuple[int, ...], dtype: torch.dtyp
     dealer = same_seeds()
     value = Prg(seed(8)).words(shape, dtype)
     width = bits or torch.iinfo(dtype).bits
-    assert torch.equal(dealer.share(value, bits).sum(0).to(dtype), value)
-    x = dealer.xor_share(value, bits)
+    node = Hidden(value=value)
+    assert torch.equal(dealer.share(itself, node, shape=shape, dtype=dtype, bits=bits).sum(0).to(dtype), value)
+    x = dealer.xor_share(itself, node, shape=shape, dtype=dtype, bits=bits)
     assert torch.equal(x[0] ^ x[1], value)
-    assert dealer.meter.dealer_bytes == 2 * ((value.numel() * width + 7) // 8)
+    assert dealer.meter.dealer_bytes == 2 * packed_size(value.numel(), width)
     before = dealer.meter.dealer_bytes
-    assert torch.equal(dealer.input_shares(value).sum(0).to(dtype), value)
+    for owner in (0, 1):
+        assert torch.equal(dealer.input_shares(value, owner).sum(0).to(dtype), value)
     assert dealer.meter.dealer_bytes == before
-    rows = dealer.correction((2, *shape), dtype)
-    assert rows.shape == (2, 2, *shape) and dealer.meter.dealer_bytes == before + 2 * value.numel() * torch.iinfo(dtype).bits // 8
+
+
+@given(shapes(), st.sampled_from(DTYPES))
+def test_a_filled_table_is_shared(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    dealer = same_seeds()
+    node = Hidden(value=Prg(seed(8)).words(shape, dtype))
+
+    def fill(value: torch.Tensor, base: torch.Tensor, out: torch.Tensor) -> None:
+        torch.sub(value * 3, base, out=out)
+
+    assert torch.equal(dealer.filled(fill, node, shape=shape, dtype=dtype).sum(0).to(dtype), node.value() * 3)
+    assert dealer.meter.dealer_bytes == math.prod(shape) * torch.iinfo(dtype).bits // 8
 
 
 def test_seeds_are_an_opt_in() -> None:
     a, b = Dealer(Meter()), Dealer(Meter())
-    assert not torch.equal(a.mask((8,)).value, b.mask((8,)).value)
-    assert not torch.equal(a.input_shares(torch.zeros(8, dtype=torch.int64)), b.input_shares(torch.zeros(8, dtype=torch.int64)))
+    assert not torch.equal(a.mask((8,)).hidden.value(), b.mask((8,)).hidden.value())
+    assert not torch.equal(a.input_shares(torch.zeros(8, dtype=torch.int64), 0), b.input_shares(torch.zeros(8, dtype=torch.int64), 0))
     c, d = same_seeds(), same_seeds()
-    assert torch.equal(c.mask((8,)).value, d.mask((8,)).value)
-    assert torch.equal(c.input_shares(torch.zeros(8, dtype=torch.int64)), d.input_shares(torch.zeros(8, dtype=torch.int64)))
+    assert torch.equal(c.mask((8,)).hidden.value(), d.mask((8,)).hidden.value())
+    assert torch.equal(c.input_shares(torch.zeros(8, dtype=torch.int64), 0), d.input_shares(torch.zeros(8, dtype=torch.int64), 0))
 
 
 def test_equal_seeds_are_refused() -> None:

@@ -1,0 +1,153 @@
+"""The same program in three roles: client, server and dealer, each with its own backend, joined by queues in one process."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import types
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from privtensors.backends.mpc.backend import MPCBackend
+from privtensors.backends.mpc.correlations import PartyCorrelations
+from privtensors.backends.mpc.dealer import Dealer
+from privtensors.backends.mpc.program import DealerState, Program, TraceChannel, Tracer
+from privtensors.core.meter import Meter
+from privtensors.core.safetensor import SafeTensor, State
+from privtensors.errors import CorrelationError, FrameError, PeerLost
+from privtensors.transport.base import Message, pack, unpack
+from tests.unit.backends.mpc.harness import seed
+
+TECHNIQUE = types.SimpleNamespace(name="mpc", backend="mpc", fractional_bits=18)
+SEEDS = (seed(1), seed(1001))
+INPUTS = (seed(2001), seed(3001))
+OWNERS = ("client", "server")
+# What a party does: given its backend and a way to protect (value, owner), returns a result.
+Job = Callable[["Role"], Any]
+
+
+class QueueChannel:
+    """One party's end: packed bytes and the step's label go through a queue, as they would through a socket."""
+
+    def __init__(self, party: int, out: queue.Queue[Any], into: queue.Queue[Any]) -> None:
+        self.parties: tuple[int, ...] = (party,)
+        self._party, self._out, self._into, self._label = party, out, into, ""
+
+    def step(self, label: str) -> None:
+        self._label = label
+
+    def exchange(self, messages: list[Message]) -> list[Tensor]:
+        ours = [(m.bits, tuple(m.words.shape[1:]), pack(m.words[0], m.bits)) for m in messages if m.reaches(1 - self._party)]
+        self._out.put((self._label, ours))
+        label, theirs = self._into.get(timeout=20)
+        if label != self._label:
+            raise FrameError(f"step {label!r}, due is {self._label!r}", where="test")
+        received, out = iter(theirs), []
+        for m in messages:
+            shape = tuple(m.words.shape[1:])
+            if not m.reaches(self._party):
+                out.append(torch.zeros(shape, dtype=m.words.dtype))
+                continue
+            bits, sent, data = next(received)
+            assert (bits, sent) == (m.bits, shape)
+            out.append(unpack(data, bits, shape).to(m.words.dtype))
+        return out
+
+
+class Corrections:
+    """Dealt corrections, read in order."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self._at = bytearray(data), 0
+
+    def take(self, size: int) -> memoryview:
+        if self._at + size > len(self._data):
+            raise CorrelationError("no more", where="test")
+        self._at += size
+        return memoryview(self._data)[self._at - size : self._at]
+
+    def finish(self) -> None:
+        if self._at != len(self._data):
+            raise CorrelationError(f"{len(self._data) - self._at} bytes left over", where="test")
+
+
+@dataclass
+class Role:
+    """What a job sees of the party it runs at."""
+
+    backend: MPCBackend
+    meter: Meter
+
+    def protect(self, x: Tensor, owner: str) -> SafeTensor:
+        """The value where this party knows it, else its shape alone."""
+        given = x if self.backend.holds(owner) else torch.empty_like(x, device="meta")
+        return SafeTensor(State(self.backend.protect(given, owner=owner), self.backend, owner))
+
+    def reveal(self, x: SafeTensor, to: str) -> Tensor:
+        return self.backend.reveal(x._state.current(), to=to)
+
+
+@dataclass
+class Outcome:
+    """Per role: the job's result and the meter; and the dealer's program."""
+
+    results: dict[str, Any] = field(default_factory=dict)
+    meters: dict[str, Meter] = field(default_factory=dict)
+    program: Program | None = None
+    corrections: bytes = b""
+
+
+def together(job: Job) -> tuple[Any, Meter]:
+    """The job with both parties and the dealer in one process."""
+    meter = Meter()
+    backend = MPCBackend(TECHNIQUE, meter, dealer=Dealer(meter, SEEDS, INPUTS))
+    return job(Role(backend, meter)), meter
+
+
+def trace(job: Job) -> tuple[Program, Meter]:
+    """The job at the dealer."""
+    meter = Meter()
+    tracer = Tracer(meter)
+    tracer.begin()
+    job(Role(MPCBackend(TECHNIQUE, meter, channel=TraceChannel(), dealer=tracer), meter))
+    return tracer.end(), meter
+
+
+def apart(job: Job, *, jobs: tuple[Job, Job] | None = None) -> Outcome:
+    """The job at the dealer, which deals, then at both parties side by side.
+
+    Args:
+        jobs: What the two parties run instead, for parties that disagree.
+    """
+    outcome = Outcome()
+    outcome.program, outcome.meters["dealer"] = trace(job)
+    outcome.corrections = b"".join(outcome.program.deal(SEEDS, DealerState(), keep=False))
+    queues: tuple[queue.Queue[Any], queue.Queue[Any]] = (queue.Queue(), queue.Queue())
+    errors: list[BaseException] = []
+
+    def run(party: int) -> None:
+        meter = outcome.meters[OWNERS[party]] = Meter()
+        correlations = PartyCorrelations(meter, party, INPUTS)
+        channel = QueueChannel(party, queues[party], queues[1 - party])
+        try:
+            correlations.begin(SEEDS[party], Corrections(outcome.corrections) if party else None)
+            role = Role(MPCBackend(TECHNIQUE, meter, channel=channel, dealer=correlations), meter)
+            outcome.results[OWNERS[party]] = (jobs[party] if jobs else job)(role)
+            correlations.end()
+        except queue.Empty:
+            errors.append(PeerLost("nothing came", where="test"))
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(party,)) for party in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return outcome
