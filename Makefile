@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | test-slow | docs | clean.  Needs git, make and Python 3.11, 3.12 or 3.13 with venv.
+# make demo | test | lint | bench | test-slow | docs | crypten | clean.  Needs git, make and Python 3.11, 3.12 or 3.13 with venv.
 # PYTHON=python3.12 chooses the interpreter, PIP_ARGS="--extra-index-url URL" adds options to pip (an index of CPU builds of torch, say).
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,7 +13,7 @@ INPUTS := pyproject.toml constraints.txt $(TOY)
 STAMP := $(VENV)/.setup-$(shell { echo '$(CURDIR)'; cat $(INPUTS); } | cksum | cut -d ' ' -f 1)
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
-.PHONY: demo test test-slow lint bench docs setup clean
+.PHONY: demo test test-slow lint bench docs crypten setup clean
 .DEFAULT_GOAL := demo
 
 demo: setup
@@ -40,6 +40,12 @@ endif
 docs: setup
 	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[docs]'
 	$(BIN)/python -m sphinx -W -b html docs build/docs
+
+# The plugin is put beside the environment, not into it: only the two commands that need it see its entry points.
+crypten: setup
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) --no-deps --upgrade --target build/crypten ./plugins/crypten
+	PYTHONPATH="$(CURDIR)/build/crypten" $(BIN)/python -m privtensors backends install crypten
+	PYTHONPATH="$(CURDIR)/build/crypten" $(BIN)/python -m pytest plugins/crypten/tests -m crypten
 
 setup: $(STAMP)
 

@@ -1,4 +1,4 @@
-"""``privtensors backends``: which operation runs on which backend, read from the kernel tables."""
+"""``privtensors backends``: which operation runs on which backend, read from the kernel tables; and the set-up of a plugin's."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from privtensors.core.registry import BACKENDS, backend_class, backend_names, registry
-from privtensors.errors import RegistryError, UsageError
+from privtensors.errors import RegistryError, UnknownBackend, UsageError
 
 if TYPE_CHECKING:
     from privtensors.core.optable import Op
 
 START, END = "<!-- matrix -->", "<!-- /matrix -->"
 LEGEND = "yes: all tensor operands may be protected at once. SP, PS, …: only these mixes of protected (S) and public (P). no: it raises."
+
+
+app = typer.Typer(invoke_without_command=True, epilog="Example: privtensors backends --json")
 
 
 def _table() -> tuple[Op, ...]:
@@ -77,7 +80,9 @@ def markdown() -> str:
     return "\n".join([*lines, "", LEGEND])
 
 
+@app.callback()
 def backends(
+    ctx: typer.Context,
     json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
     markdown_: Annotated[bool, typer.Option("--markdown", help="Print the block that README.md holds.")] = False,
 ) -> None:
@@ -85,6 +90,8 @@ def backends(
 
     Example: privtensors backends --json
     """
+    if ctx.invoked_subcommand is not None:
+        return
     if json and markdown_:
         raise UsageError("--json and --markdown exclude each other", where="privtensors backends", fix="give one of them")
     if markdown_:
@@ -124,3 +131,32 @@ def _print(names: tuple[str, ...], rows: dict[str, dict[str, tuple[str, ...]]], 
         console.print(f"[bold]{name}[/bold]: guarantee {made.guarantee}; {made.assumption}", highlight=False)
     for name, reason in broken.items():
         console.print(f"[bold]{name}[/bold] cannot be used: {reason}", highlight=False, markup=True)
+
+
+@app.command(epilog="Example: privtensors backends install crypten")
+def install(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the backend; its package must be installed.")],
+    again: Annotated[bool, typer.Option("--again", help="Remove what was installed before and start over.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """Set up what a backend needs beside its package.
+
+    That may be a virtual environment of its own with pinned versions, which leaves the current one as it is.
+    """
+    from privtensors.cli.stages import Stages
+
+    if name not in backend_names():
+        raise UnknownBackend(
+            f"no installed package provides a backend {name!r}",
+            where="privtensors backends install",
+            fix=f"install it first, e.g. pip install privtensors-{name}; installed: {', '.join(backend_names())}",
+        )
+    # A backend class offers a static method install(stage, again): each step runs inside stage(title); it returns facts to print.
+    set_up = getattr(backend_class(name), "install", None)
+    facts = {} if set_up is None else dict(set_up(Stages().stage, again))
+    if json:
+        typer.echo(dumps({"ok": True, "backend": name, "needed": set_up is not None, "installed": facts}, ensure_ascii=False))
+    elif set_up is None:
+        typer.echo(f"{name} needs nothing beside its package")
+    else:
+        typer.echo(f"{name} is ready: " + ", ".join(f"{key} {value}" for key, value in facts.items()))
