@@ -161,3 +161,7 @@ class PartyBusy(TransportError):
 
 class RequestRefused(TransportError):
     """The other party does not take this request: too large, unknown cache, an id used before, or parties that disagree on it."""
+
+
+class RangeExceeded(OutOfRange):
+    """A value that was computed under protection left the range in which the protocols are right; the result was withheld."""

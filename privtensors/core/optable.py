@@ -24,7 +24,8 @@ class Op:
 
     Attributes:
         name: Name of the operation, the first half of a kernel's key.
-        category: ``shape``, ``structure``, ``arithmetic``, ``linear``, ``comparison``, ``nonlinear``, ``fused`` or ``backward``.
+        category: ``shape``, ``structure``, ``arithmetic``, ``linear``, ``comparison``, ``nonlinear``, ``fused``,
+            ``loss`` or ``backward``.
         overloads: ATen overloads that return fresh tensors (or views, see ``view``).
         inplace: ATen overloads that write their first operand.
         view: The result aliases the first operand.
@@ -87,6 +88,7 @@ OPS: Final[tuple[Op, ...]] = (
     Op("index", "structure", (_a.index.Tensor,)),
     Op("index_select", "structure", (_a.index_select.default,)),
     Op("gather", "structure", (_a.gather.default,)),
+    Op("embedding", "structure", (_a.embedding.default,)),
     Op("constant_pad_nd", "structure", (_a.constant_pad_nd.default,)),
     Op("tril", "structure", (_a.tril.default,)),
     Op("triu", "structure", (_a.triu.default,)),
@@ -104,6 +106,8 @@ OPS: Final[tuple[Op, ...]] = (
     Op("div", "arithmetic", (_a.div.Tensor, _a.div.Scalar), (_a.div_.Tensor, _a.div_.Scalar)),
     Op("pow", "arithmetic", (_a.pow.Tensor_Scalar,)),
     Op("addcmul", "arithmetic", (_a.addcmul.default,), (_a.addcmul_.default,)),
+    Op("addcdiv", "arithmetic", (_a.addcdiv.default,), (_a.addcdiv_.default,)),
+    Op("lerp", "arithmetic", (_a.lerp.Scalar,), (_a.lerp_.Scalar,)),
     Op("sum", "arithmetic", (_a.sum.default, _a.sum.dim_IntList)),
     Op("mean", "arithmetic", (_a.mean.default, _a.mean.dim)),
     Op("cumsum", "arithmetic", (_a.cumsum.default,)),
@@ -123,6 +127,7 @@ OPS: Final[tuple[Op, ...]] = (
     Op("maximum", "comparison", (_a.maximum.default,)),
     Op("minimum", "comparison", (_a.minimum.default,)),
     Op("amax", "comparison", (_a.amax.default,)),
+    Op("argmax", "comparison", (_a.argmax.default,)),
     Op("max_pool2d", "comparison", (_a.max_pool2d_with_indices.default,)),
     Op("abs", "comparison", (_a.abs.default,), (_a.abs_.default,)),
     Op("relu", "comparison", (_a.relu.default,), (_a.relu_.default,)),
@@ -136,10 +141,17 @@ OPS: Final[tuple[Op, ...]] = (
     Op("rsqrt", "nonlinear", (_a.rsqrt.default,)),
     Op("sqrt", "nonlinear", (_a.sqrt.default,)),
     Op("reciprocal", "nonlinear", (_a.reciprocal.default,)),
+    Op("log", "nonlinear", (_a.log.default,)),
+    Op("softplus", "nonlinear", (_a.softplus.default,)),
+    Op("log_sigmoid", "nonlinear", (_a.log_sigmoid_forward.default,)),
     Op("softmax", "fused", (_a._softmax.default, _a._safe_softmax.default)),
     Op("layer_norm", "fused", (_a.native_layer_norm.default,)),
     Op("batch_norm", "fused", (_a.native_batch_norm.default, _a._native_batch_norm_legit_no_training.default)),
     Op("attention", "fused", (_a._scaled_dot_product_flash_attention_for_cpu.default,)),
+    Op("log_softmax", "loss", (_a._log_softmax.default,)),
+    Op("nll_loss", "loss", (_a.nll_loss_forward.default,)),
+    Op("bce_with_logits", "loss", (_a.binary_cross_entropy_with_logits.default,)),
+    Op("mse_loss", "loss", (_a.mse_loss.default,)),
     Op("relu_backward", "backward", (_a.threshold_backward.default,)),
     Op("gelu_backward", "backward", (_a.gelu_backward.default,)),
     Op("silu_backward", "backward", (_a.silu_backward.default,)),
@@ -152,6 +164,11 @@ OPS: Final[tuple[Op, ...]] = (
     Op("select_backward", "backward", (_a.select_backward.default,)),
     Op("slice_backward", "backward", (_a.slice_backward.default,)),
     Op("convolution_backward", "backward", (_a.convolution_backward.default,)),
+    Op("softplus_backward", "backward", (_a.softplus_backward.default,)),
+    Op("log_sigmoid_backward", "backward", (_a.log_sigmoid_backward.default,)),
+    Op("log_softmax_backward", "backward", (_a._log_softmax_backward_data.default,)),
+    Op("nll_loss_backward", "backward", (_a.nll_loss_backward.default,)),
+    Op("mse_loss_backward", "backward", (_a.mse_loss_backward.default,)),
 )
 
 

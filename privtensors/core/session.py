@@ -78,6 +78,10 @@ class Session:
                 _LOG.warning("SIMULATED: one process holds every party's view (backend %s)", spec.backend)
         return self._backends[spec]
 
+    def use(self, technique: TechniqueSpec, backend: Backend) -> None:
+        """Let ``backend`` serve ``technique`` in this session, in place of one made on first use: one party's, in a deployment."""
+        self._backends[technique] = backend
+
     def __enter__(self) -> Session:
         self._tokens.append(_CURRENT.set(self))
         return self

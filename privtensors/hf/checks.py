@@ -32,9 +32,6 @@ def check_inputs(model: Any, family: Family, inputs: Mapping[str, Any]) -> None:
     """
     given = {name: value for name, value in inputs.items() if value is not None}
     accepted = _COMMON + (_TEXT if family.vocabulary else _PIXELS)
-    if "labels" in given:
-        fix = "drop labels= and compute the loss from the revealed logits"
-        raise InvalidInput("a loss would need the labels, or the logits, in plain", where="labels", fix=fix)
     for name in given:
         if name not in accepted:
             raise InvalidInput("this argument is not supported on a private model", where=name, fix=f"Supported: {', '.join(accepted)}")
@@ -94,6 +91,9 @@ def _check_text(model: Any, family: Family, given: Mapping[str, Any]) -> None:
     if "token_type_ids" in given:
         size = getattr(config, "type_vocab_size", config.vocab_size)
         _integers(_tensor(given, "token_type_ids"), "token_type_ids", shape, size, "the token types")
+    if "position_ids" in given and family.tables and family.positions and not family.decoder:
+        what = "a table of the server is indexed by positions that are public, hence counted from zero"
+        raise InvalidInput(what, where="position_ids", fix='drop the argument, or use MPC(embeddings="client")')
     if "position_ids" in given:
         _integers(_tensor(given, "position_ids"), "position_ids", None, config.max_position_embeddings, "the positions")
     mask = None

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from privtensors.core.backend import TechniqueSpec
 from privtensors.core.session import Session
 from privtensors.errors import InvalidInput, PolicyError
+from privtensors.hf import argmax
 from privtensors.hf.card import save_client
 from privtensors.hf.families import Family
 from privtensors.policy import Explanation, Policy
+from privtensors.policy.assets import Outputs
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedConfig
@@ -55,20 +57,36 @@ class PrivateModel:
             args: Positional arguments of the stock class.
             inputs: Its keyword arguments: ``input_ids``, ``attention_mask``, ``token_type_ids``, ``position_ids``,
                 ``past_key_values``, ``use_cache``, ``logits_to_keep``; or ``pixel_values``; and ``output_hidden_states``,
-                ``output_attentions``.
+                ``output_attentions``. With ``labels`` it is a training step's forward: gradients are recorded, nothing is
+                revealed, and ``loss`` and ``logits`` of the result are SafeTensors. Dropout stays off.
 
         Returns:
             The stock output object. Task outputs (logits, last hidden state, pooler output) are plain: they were revealed
             to ``policy.receiver``. Hidden states, attentions and the cache stay SafeTensors.
+
+            Under ``Policy(outputs="argmax")`` the logits and every other task output stay SafeTensors too, and the object
+            has one more entry: ``predictions``, int64, plain, the index of the largest logit of each row (of a causal
+            language model: at the last attended position); ``start_predictions`` and ``end_predictions`` for question answering.
 
         Raises:
             InvalidInput: An input is malformed or not supported.
             OutOfRange: An id outside the vocabulary, too many tokens, or a value the backend cannot represent.
             UnsupportedOp: The model uses an operation for which the backend has no kernel.
         """
-        with torch.no_grad():
+        with torch.set_grad_enabled(inputs.get("labels") is not None):
             output: ModelOutput = self.model(*args, **inputs)
         return output
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that train, as SafeTensors, for a stock optimizer: those that had ``requires_grad`` when it was wrapped.
+
+        None unless the policy's ``train`` stage names the technique that computes the model.
+        """
+        return (parameter for _, parameter in self.named_parameters())
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """As :meth:`parameters`, with their names in the stock model."""
+        return ((name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad)
 
     def generate(
         self,
@@ -81,8 +99,9 @@ class PrivateModel:
     ) -> Tensor:
         """Continue token sequences with the stock ``generate``, greedily or by sampling.
 
-        The logits of every step are revealed to the client, who picks the token: one ledger row per step. The server sees
-        how many steps there are, hence the length of the answer.
+        The logits of every step are revealed to the client, who picks the token: one ledger row per step. Under
+        ``Policy(outputs="argmax")`` only the index of the largest is, so the search is greedy and nothing may change the
+        scores. The server sees how many steps there are, hence the length of the answer.
 
         Args:
             input_ids: int64, (batch, tokens).
@@ -96,7 +115,7 @@ class PrivateModel:
 
         Raises:
             InvalidInput: The model cannot generate, or beams were asked for.
-            PolicyError: The policy reveals to another party than the client.
+            PolicyError: The policy reveals to another party than the client, or less than the search needs.
         """
         if not (self.family.decoder and self.model.can_generate()):
             raise InvalidInput(f"{type(self.model).__name__} does not generate", where="generate", fix="wrap a causal language model")
@@ -109,16 +128,28 @@ class PrivateModel:
             raise InvalidInput(what, where="generate, num_beams", fix="use num_beams=1: greedy search or sampling")
         options = {"attention_mask": attention_mask, "max_new_tokens": max_new_tokens, "do_sample": do_sample}
         given = {name: value for name, value in options.items() if value is not None}
-        tokens: Tensor = self.model.generate(input_ids, generation_config=generation_config, **given)
+        if self.policy.outputs == Outputs.FULL:
+            tokens: Tensor = self.model.generate(input_ids, generation_config=generation_config, **given)
+            return tokens
+        argmax.check_generation(config, do_sample)
+        hook = self.model.register_forward_hook(argmax.as_logits)
+        try:
+            tokens = self.model.generate(input_ids, generation_config=generation_config, **given)
+        finally:
+            hook.remove()
         return tokens
 
     def explain(self, *, collude: Iterable[str] = frozenset(), deployment: Literal["simulated", "deployed"] = "simulated") -> Explanation:
         """Who sees what under the policy, with what is particular to this model. See ``Policy.explain``."""
         found = self.policy.explain(collude=collude, deployment=deployment)
-        held = f"The client runs in plain: {', '.join(self._fronts)}" if self._fronts else "The client shares the pixels"
+        if self.family.tables:
+            held = "The client runs nothing in plain: it looks its token ids up in the server's tables"
+        else:
+            held = f"The client runs in plain: {', '.join(self._fronts)}" if self._fronts else "The client shares the pixels"
         mine = [f"{held}; every other parameter of {type(self.model).__name__} is the server's and protected"]
         if self.family.decoder and self.model.can_generate():
-            mine.append(f"generate reveals the logits of every step to {self.policy.receiver}; the server sees the number of steps")
+            what = "logits" if self.policy.outputs == Outputs.FULL else "index of the largest logit"
+            mine.append(f"generate reveals the {what} of every step to {self.policy.receiver}; the server sees the number of steps")
         return dataclasses.replace(found, remarks=(*found.remarks, *(("infer", text) for text in mine)))
 
     def save_pretrained(self, save_directory: str | Path, *, party: str = "client") -> None:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from privtensors.core.session import Session
 from privtensors.errors import InvalidInput
+from privtensors.hf import argmax
 from privtensors.hf.model import PrivateModel
 from privtensors.hf.wrap import wrap
 from privtensors.policy import Policy
+from privtensors.policy.assets import Outputs
 
 if TYPE_CHECKING:
     from transformers import Pipeline
@@ -41,7 +43,8 @@ def pipeline(
         options: Passed on to ``transformers.pipeline``: ``top_k``, ``batch_size``, ``truncation``, ``revision``, …
 
     Returns:
-        The stock Pipeline; its attribute ``private`` is the :class:`PrivateModel`.
+        The stock Pipeline; its attribute ``private`` is the :class:`PrivateModel`. Under ``Policy(outputs="argmax")`` it
+        answers with the label alone, without a score.
 
     Raises:
         InvalidInput: The task is not supported, there is no model, or a policy was given with a PrivateModel.
@@ -66,5 +69,7 @@ def pipeline(
     else:
         private = wrap(stock.model, policy or Policy(infer=["mpc"]), session=session, progress=progress)
     stock.model, stock.private = private.model, private
+    if private.policy.outputs == Outputs.ARGMAX and task != "feature-extraction":
+        argmax.label_only(stock)
     pipe: Pipeline = stock
     return pipe

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -28,15 +28,35 @@ def client_modules(model: Any, family: Family) -> dict[str, nn.Module]:
     Raises:
         UnknownFamily: The model has no submodule of that name.
     """
+    return _submodules(model, family, family.client)
+
+
+def looked_up(model: Any, family: Family) -> dict[str, nn.Embedding]:
+    """The server's embeddings in which the client looks rows up privately, by their full name in ``model``.
+
+    Raises:
+        UnknownFamily: The model has no submodule of a name that the family lists.
+    """
+    positions = _submodules(model, family, (family.positions,) if family.positions and family.tables else ())
+    public = {id(module) for module in positions.values()}
+    return {
+        f"{name}.{inner}".rstrip("."): module
+        for name, part in _submodules(model, family, family.tables).items()
+        for inner, module in part.named_modules()
+        if isinstance(module, nn.Embedding) and id(module) not in public
+    }
+
+
+def _submodules(model: Any, family: Family, names: tuple[str, ...]) -> dict[str, nn.Module]:
     backbone: nn.Module = model.base_model
     prefix = "" if backbone is model else f"{model.base_model_prefix}."
     found = {}
-    for name in family.client:
+    for name in names:
         try:
             found[prefix + name] = backbone.get_submodule(name)
         except AttributeError as error:
             raise UnknownFamily(
-                f"{type(model).__name__} has no submodule {prefix + name!r}, which the client of a {family.model_type} model holds",
+                f"{type(model).__name__} has no submodule {prefix + name!r}, which embeds the input of a {family.model_type} model",
                 where="wrap",
                 fix="wrap a stock class of this family, or add a family of your own; see docs/guides/huggingface.md",
             ) from error
@@ -119,8 +139,29 @@ def fold_batch_norms(model: nn.Module, family: Family) -> None:
             convolution.bias = _frozen(bias.to(dtype))
             norm.affine, norm.weight, norm.bias = False, None, None  # type: ignore[assignment]
         norm.eps = 0.0  # (1 + 0)^(-1/2) is exactly one
-        norm.running_mean, norm.running_var = torch.zeros_like(norm.running_mean), torch.ones_like(norm.running_var)
+        # Public constants now, so they have content at every party.
+        norm.running_mean, norm.running_var = (
+            torch.zeros_like(norm.running_mean, device="cpu"),
+            torch.ones_like(norm.running_var, device="cpu"),
+        )
         norm.num_batches_tracked = None
+
+
+def without_content(front: nn.Module) -> None:
+    """Make a submodule of the client run on shapes alone, at a party that holds neither its tables nor its input."""
+    for module in front.modules():
+        for name, parameter in module._parameters.items():
+            module._parameters[name] = None if parameter is None else _frozen(parameter.to("meta"))
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else buffer.to("meta")
+
+    def to_meta(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        def moved(value: Any) -> Any:
+            return value.to("meta") if isinstance(value, Tensor) else value
+
+        return tuple(map(moved, args)), {name: moved(value) for name, value in kwargs.items()}
+
+    front.register_forward_pre_hook(to_meta, with_kwargs=True)
 
 
 def _frozen(x: Tensor) -> nn.Parameter:
@@ -128,20 +169,38 @@ def _frozen(x: Tensor) -> nn.Parameter:
 
 
 def protect_weights(
-    model: nn.Module, plain: dict[str, nn.Module], technique: TechniqueSpec, session: Session, *, progress: bool | None
+    model: nn.Module,
+    plain: dict[str, nn.Module],
+    technique: TechniqueSpec,
+    session: Session,
+    *,
+    tables: Collection[nn.Module] = (),
+    trains: bool = False,
+    progress: bool | None,
 ) -> None:
     """Replace every parameter outside the client's submodules by its protected form, owned by the server.
 
     A parameter used in several places is protected once; one that the client also holds (a tied head) gets a protected
     copy of its own. Backends that can open weights under masks ahead of use do so here.
 
+    Args:
+        model: The private copy.
+        plain: The client's submodules.
+        technique: Holds the parameters.
+        session: Whose backend is used.
+        tables: Embeddings of the server in which the client will look rows up privately.
+        trains: Keep ``requires_grad`` of the parameters as it was set, for training. A parameter that trains is not opened
+            ahead of use, because every optimizer step replaces it.
+        progress: As for ``wrap``.
+
     Raises:
         InvalidInput: A parameter has NaN or infinities, is off the CPU, or is no floating point tensor.
         OutOfRange: The backend cannot represent a value.
     """
     clients = {id(m) for front in plain.values() for m in front.modules()}
-    prepare = getattr(session.backend(technique), "prepare", None)
+    backend = session.backend(technique)
     done: dict[int, nn.Parameter] = {}
+    ready: set[tuple[int, str]] = set()  # a tied head is looked up in, and multiplied with
     todo = [(where, m, name, p) for where, m in model.named_modules() for name, p in m._parameters.items() if p is not None]
     with _bar(len(todo), progress) as advance:
         for where, module, name, parameter in todo:
@@ -149,19 +208,25 @@ def protect_weights(
                 module._parameters[name] = _frozen(parameter)
             else:
                 if id(parameter) not in done:
-                    done[id(parameter)] = _protected(parameter, f"{where}.{name}", technique, session)
-                    if prepare is not None and name == "weight":  # what products use; biases are only added
-                        prepare(_payload(done[id(parameter)]))
+                    done[id(parameter)] = _protected(parameter, f"{where}.{name}", technique, session, trains)
+                # Biases are only added; an embedding at public positions is only indexed.
+                how = "prepare_table" if module in tables else "" if isinstance(module, nn.Embedding) else "prepare"
+                prepare = getattr(backend, how, None) if how and name == "weight" else None
+                if prepare is not None and (id(parameter), how) not in ready and not done[id(parameter)].requires_grad:
+                    ready.add((id(parameter), how))
+                    layout = {"transposed": True} if how == "prepare" and isinstance(module, nn.Linear) else {}
+                    prepare(_payload(done[id(parameter)]), **layout)
                 module._parameters[name] = done[id(parameter)]
             advance()
 
 
-def _protected(parameter: Tensor, where: str, technique: TechniqueSpec, session: Session) -> nn.Parameter:
+def _protected(parameter: Tensor, where: str, technique: TechniqueSpec, session: Session, trains: bool) -> nn.Parameter:
     if not parameter.is_floating_point():
         what = f"the parameter has dtype {parameter.dtype}"
         raise InvalidInput(what, where=f"wrap, {where}", fix="load the model unquantized, in float32")
     try:
-        return nn.Parameter(protect(parameter.detach(), technique, owner="server", session=session), requires_grad=False)
+        kept = protect(parameter.detach(), technique, owner="server", session=session)
+        return nn.Parameter(kept, requires_grad=trains and parameter.requires_grad)
     except InvalidInput as error:
         raise type(error)(error.what, where=f"wrap, parameter {where}", fix=error.fix) from None
 

@@ -9,11 +9,22 @@ from torch import nn
 from privtensors.core.safetensor import SafeTensor
 from privtensors.core.session import Session, current_session
 from privtensors.errors import InvalidInput, PolicyError, UnknownFamily
-from privtensors.hf.boundary import Boundary
-from privtensors.hf.families import family_of, known_families
+from privtensors.hf import argmax
+from privtensors.hf.boundary import Boundary, Requests
+from privtensors.hf.families import family_for, known_families
 from privtensors.hf.model import PrivateModel
-from privtensors.hf.prepare import check_state, client_modules, copy_structure, fold_batch_norms, protect_weights
+from privtensors.hf.prepare import (
+    check_state,
+    client_modules,
+    copy_structure,
+    fold_batch_norms,
+    looked_up,
+    protect_weights,
+    without_content,
+)
+from privtensors.hf.training import trains
 from privtensors.policy import Policy, Role, Technique
+from privtensors.policy.assets import Outputs
 
 
 def wrap(model: Any, policy: Policy, *, session: Session | None = None, progress: bool | None = None) -> PrivateModel:
@@ -22,8 +33,11 @@ def wrap(model: Any, policy: Policy, *, session: Session | None = None, progress
     A copy of its structure shares the client's embedding tables with it and holds every other parameter as a SafeTensor
     of the technique that computes in the policy's ``infer`` stage. Guarantee class: that technique's.
 
+    Where the policy's ``train`` stage names the same technique, parameters with ``requires_grad`` can be trained: the result's
+    ``parameters()`` go into a stock optimizer, and a call with ``labels=`` returns a protected loss.
+
     Args:
-        model: A ``transformers`` model of a known family, on the CPU.
+        model: A ``transformers`` model of a known family, on the CPU, or a PEFT model around one.
         policy: A policy with an ``infer`` stage.
         session: Backend, meter and ledger to use; default the current session.
         progress: Show a progress bar; default only where stderr is a terminal.
@@ -32,7 +46,8 @@ def wrap(model: Any, policy: Policy, *, session: Session | None = None, progress
         A :class:`PrivateModel`.
 
     Raises:
-        PolicyError: No ``infer`` stage, or one that no single technique with a backend computes.
+        PolicyError: No ``infer`` stage, or one that no single technique with a backend computes; or the policy reveals only
+            the index of the largest logit, and the model has no logits or not one label per row.
         UnknownFamily: The model is not of a known family.
         InvalidInput: The model has state that would stay in plain, or a parameter that cannot be protected.
         OutOfRange: A parameter the backend cannot represent.
@@ -42,6 +57,8 @@ def wrap(model: Any, policy: Policy, *, session: Session | None = None, progress
     technique = computing_technique(policy)
     if isinstance(model, PrivateModel) or (isinstance(model, nn.Module) and any(isinstance(p, SafeTensor) for p in model.parameters())):
         raise InvalidInput("the model is wrapped already", where="wrap", fix="wrap the plain model again, with the other policy")
+    if hasattr(model, "get_base_model"):  # a PeftModel: the stock model, with its adapters in place
+        model = model.get_base_model()
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     if not isinstance(model, nn.Module) or not model_type or not hasattr(model, "base_model"):
         raise UnknownFamily(
@@ -50,18 +67,54 @@ def wrap(model: Any, policy: Policy, *, session: Session | None = None, progress
             fix=f"pass a transformers model of a known family ({', '.join(known_families())}); for any other nn.Module call"
             " privtensors.protect on its parameters and inputs yourself",
         )
-    family = family_of(model_type)
-    chosen = session or current_session()
+    return assemble(model, policy, technique, session or current_session(), progress=progress)
+
+
+def assemble(
+    model: Any,
+    policy: Policy,
+    technique: Technique,
+    session: Session,
+    *,
+    progress: bool | None = None,
+    client_here: bool = True,
+    requests: Requests | None = None,
+) -> PrivateModel:
+    """The private copy itself, for one process that plays every party or for one party of a deployment.
+
+    In a deployment every party calls this at the same time, with the same structure: parameters that another party holds are
+    on the meta device.
+
+    Args:
+        model: As for :func:`wrap`, checked.
+        policy: As for :func:`wrap`.
+        technique: The technique that computes it.
+        session: Its backend is the one of this party.
+        progress: As for :func:`wrap`.
+        client_here: Whether the client's inputs and tables are in this process. Where not, its submodules run without content.
+        requests: What a deployment's client does before and after each forward.
+
+    Raises:
+        UnknownFamily, InvalidInput, OutOfRange: As :func:`wrap`.
+    """
+    family = family_for(model.config.model_type, technique)
+    if policy.outputs == Outputs.ARGMAX:
+        argmax.check_model(model)
     from privtensors.hf import attention  # imports transformers only when called
 
     private = copy_structure(model)
-    fronts = client_modules(private, family)
+    fronts, tables = client_modules(private, family), looked_up(private, family)
     check_state(private, family, fronts)
     fold_batch_norms(private, family)
-    protect_weights(private, fronts, technique, chosen, progress=progress)
+    if not client_here:
+        for front in fronts.values():
+            without_content(front)
+    training = trains(policy, technique)
+    protect_weights(private, fronts, technique, session, tables=tables.values(), trains=training, progress=progress)
     attention.register()
-    Boundary(family, technique, chosen, policy.receiver).install(private, fronts)
-    return PrivateModel(private, policy, family, technique, chosen, tuple(fronts))
+    boundary = Boundary(family, technique, session, policy.receiver, policy.outputs, client_here, requests, training)
+    boundary.install(private, fronts, tables)
+    return PrivateModel(private, policy, family, technique, session, tuple(fronts))
 
 
 def computing_technique(policy: Policy) -> Technique:

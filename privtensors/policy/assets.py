@@ -41,6 +41,13 @@ class Party(StrEnum):
     NETWORK = "network"  # whoever reads the links between the others
 
 
+class Outputs(StrEnum):
+    """How much of the task outputs is revealed to the receiver."""
+
+    FULL = "full"  # every task output: logits, last hidden state, …
+    ARGMAX = "argmax"  # of each row of logits the index of the largest, and nothing else
+
+
 @dataclass(frozen=True)
 class Implication:
     """Whoever sees ``known`` in plain also knows ``learned``."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from privtensors.errors import CompositionError
-from privtensors.policy.assets import Asset, Party, default_owners, party_order
+from privtensors.policy.assets import Asset, Outputs, Party, default_owners, party_order
 from privtensors.policy.facts import Fact
 from privtensors.policy.forms import Plaintext
 from privtensors.policy.phases import Phase, Stage
@@ -31,6 +31,7 @@ class Outcome:
         roles: Filled roles and the name of the technique that fills each, sorted.
         parties: In reading order.
         state: Who holds what, and which facts hold, at the end.
+        outputs: How much of the task outputs the receiver gets.
     """
 
     stage: Stage
@@ -39,10 +40,11 @@ class Outcome:
     roles: tuple[tuple[str, str], ...]
     parties: tuple[str, ...]
     state: State
+    outputs: str = Outputs.FULL
 
     def scene(self, technique: Technique) -> Scene:
         """What ``technique`` knows about its surroundings."""
-        return _scene(self.stage, self.receiver, dict(self.roles), technique)
+        return _scene(self.stage, self.receiver, dict(self.roles), technique, self.outputs)
 
 
 def refuse(stage: Stage, what: str, fix: str, *, technique: str = "", phase: str = "") -> CompositionError:
@@ -51,7 +53,9 @@ def refuse(stage: Stage, what: str, fix: str, *, technique: str = "", phase: str
     return CompositionError(what, where=where, fix=fix, reason=what, technique=technique, stage=str(stage), phase=phase)
 
 
-def execute(stage: Stage, techniques: Sequence[Technique], receiver: str, facts: frozenset[Fact] = frozenset()) -> Outcome:
+def execute(
+    stage: Stage, techniques: Sequence[Technique], receiver: str, facts: frozenset[Fact] = frozenset(), outputs: str = Outputs.FULL
+) -> Outcome:
     """Run ``techniques`` abstractly.
 
     Args:
@@ -59,6 +63,7 @@ def execute(stage: Stage, techniques: Sequence[Technique], receiver: str, facts:
         techniques: In any order.
         receiver: The party that gets task outputs.
         facts: Persisting facts of earlier stages.
+        outputs: How much of the task outputs the receiver may get: "full" or "argmax".
 
     Raises:
         CompositionError: They cannot be composed; ``reason``, ``technique``, ``stage`` and ``phase`` say why.
@@ -68,7 +73,7 @@ def execute(stage: Stage, techniques: Sequence[Technique], receiver: str, facts:
     parties = tuple(sorted({p for t in chosen for p in t.parties(stage)}, key=party_order))
     _check_receiver(stage, chosen, parties, receiver)
     roles = _cast(stage, chosen)
-    scenes = {t.name: _scene(stage, receiver, roles, t) for t in chosen}
+    scenes = {t.name: _scene(stage, receiver, roles, t, outputs) for t in chosen}
     state = initial(_owners(stage, chosen, parties), facts)
     todo: list[Bound] = [(t, step) for t in chosen for step in t.transitions(scenes[t.name])]
     for technique, step in todo:
@@ -82,14 +87,14 @@ def execute(stage: Stage, techniques: Sequence[Technique], receiver: str, facts:
             )
     for phase in Phase:
         state = _run_phase(stage, phase, state, [b for b in todo if b[1].phase is phase])
-    outcome = Outcome(stage, receiver, chosen, tuple(sorted(roles.items())), parties, state)
+    outcome = Outcome(stage, receiver, chosen, tuple(sorted(roles.items())), parties, state, outputs)
     _check_promises(outcome, scenes)
     return outcome
 
 
-def _scene(stage: Stage, receiver: str, roles: Mapping[str, str], technique: Technique) -> Scene:
+def _scene(stage: Stage, receiver: str, roles: Mapping[str, str], technique: Technique, outputs: str) -> Scene:
     won = frozenset(role for role, name in roles.items() if name == technique.name)
-    return Scene(stage, receiver, won, tuple(sorted(roles)))
+    return Scene(stage, receiver, won, tuple(sorted(roles)), outputs)
 
 
 def _check_members(stage: Stage, chosen: Sequence[Technique]) -> None:
@@ -191,6 +196,15 @@ def _check_promises(outcome: Outcome, scenes: Mapping[str, Scene]) -> None:
                     technique=technique.name,
                 )
     received = state.joined([outcome.receiver]).get(Asset.OUTPUTS, frozenset())
+    if stage is Stage.INFER and outcome.outputs == Outputs.ARGMAX and Plaintext() in received:
+        seen = (s for s in state.sightings if s.asset == Asset.OUTPUTS and s.party == outcome.receiver)
+        by = sorted({s.technique for s in seen} - {""})
+        raise refuse(
+            stage,
+            f"the policy promises {outcome.receiver} the index of the largest output only, but {', '.join(by)} gives it the outputs",
+            "Use a technique that can reduce outputs before it opens them, another receiver, or outputs='full'",
+            technique=by[0] if by else "",
+        )
     if stage is Stage.INFER and not any(form.readable for form in received):
         raise refuse(
             stage,

@@ -199,6 +199,7 @@ def _basis(outcome: Outcome, seen: Sequence[Sighting]) -> tuple[str, str]:
         weak = [techniques[s.technique] for s in computed]
         return str(Guarantee.NONE), "; ".join(dict.fromkeys(a for t in weak for a in t.assumptions))
     rank = list(Guarantee).index
+    seen = [s for s in seen if not s.revealed] or seen  # a reduced or noised reveal says nothing about the rest
     protecting = [techniques[s.technique] for s in seen if s.technique]
     weakest = min((t.guarantee for t in protecting), key=rank)
     return str(weakest), "; ".join(dict.fromkeys(a for s in seen for a in ((s.under,) if s.under else techniques[s.technique].assumptions)))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from privtensors.policy.forms import Aggregate, Form, NoisedValue, ObfuscatedValue, Plaintext
+from privtensors.policy.forms import Aggregate, Form, LargestIndex, NoisedValue, ObfuscatedValue, Plaintext
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,14 @@ class Aggregated(Fact):
 
     def residual(self) -> Form | None:
         return Aggregate(self.n)
+
+
+@dataclass(frozen=True)
+class Reduced(Fact):
+    """Of each row only the index of the largest entry is opened; the entries stay as protected as they are."""
+
+    def residual(self) -> Form | None:
+        return LargestIndex()
 
 
 @dataclass(frozen=True)

@@ -223,6 +223,20 @@ class Aggregate(Form):
         return "one client's value" if self.n == 1 else f"aggregate of {self.n}"
 
 
+@dataclass(frozen=True)
+class LargestIndex(Form):
+    """Of each row only which entry is the largest. Many such answers to chosen inputs still describe the whole function."""
+
+    exposure: ClassVar[int] = 4
+    readable: ClassVar[bool] = True
+
+    def join(self, held: frozenset[Form], everything: frozenset[Form]) -> frozenset[Form]:
+        return frozenset()
+
+    def __str__(self) -> str:
+        return "index of the largest only"
+
+
 def _around(inner: Form) -> str:
     return "" if inner == Plaintext() else f" of {inner}"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from privtensors.errors import CompositionError, UnknownTechnique
-from privtensors.policy.assets import Party
+from privtensors.policy.assets import Outputs, Party
 from privtensors.policy.execution import Outcome, execute, refuse
 from privtensors.policy.explain import Explanation, explain
 from privtensors.policy.facts import Fact
@@ -29,6 +29,7 @@ class Policy:
         infer: Techniques of inference.
         release: Techniques of releases.
         receiver: The party to which task outputs are revealed.
+        outputs: How much of them: "full", or "argmax" for the index of the largest entry of each row of logits and nothing else.
         outcomes: The result of the abstract execution, one per present stage.
     """
 
@@ -36,6 +37,7 @@ class Policy:
     infer: tuple[Technique, ...]
     release: tuple[Technique, ...]
     receiver: str
+    outputs: str
     outcomes: tuple[Outcome, ...] = field(repr=False, compare=False)
 
     def __init__(
@@ -45,6 +47,7 @@ class Policy:
         infer: Iterable[Technique | str] = (),
         release: Iterable[Technique | str] = (),
         receiver: str = "client",
+        outputs: Literal["full", "argmax"] = "full",
     ) -> None:
         """Build and check.
 
@@ -53,6 +56,8 @@ class Policy:
             infer: Likewise.
             release: Likewise.
             receiver: The party to which task outputs are revealed.
+            outputs: "full" reveals logits, last hidden state and so on. "argmax" reveals of each row of logits (of a causal
+                language model: of the last position) the index of the largest entry; the logits stay protected.
 
         Raises:
             CompositionError: The techniques cannot be composed; ``reason`` says why.
@@ -73,15 +78,23 @@ class Policy:
         if taking_part and receiver not in taking_part - {Party.NETWORK}:
             known = ", ".join(sorted(taking_part - {Party.NETWORK}))
             raise CompositionError(f"unknown party {receiver!r}", where="policy.receiver", fix=f"Parties of this policy: {known}")
+        if outputs not in tuple(Outputs):
+            raise CompositionError(f"unknown value {outputs!r}", where="policy.outputs", fix=f"Allowed: {', '.join(Outputs)}")
+        if outputs == "argmax" and not chosen[Stage.INFER]:
+            what = "outputs='argmax' says what inference reveals, but there is no infer stage"
+            raise CompositionError(what, where="policy.outputs", fix="Add infer=[...], or drop outputs=")
         outcomes: list[Outcome] = []
         facts: frozenset[Fact] = frozenset()
         for stage, techniques in chosen.items():
             if techniques:
-                outcomes.append(execute(stage, techniques, str(receiver), facts))
+                outcomes.append(
+                    execute(stage, techniques, str(receiver), facts, Outputs(outputs) if stage is Stage.INFER else Outputs.FULL)
+                )
                 facts = frozenset(f for f in outcomes[-1].state.facts if f.persists)
         for name, value in (
             *((str(s), ts) for s, ts in chosen.items()),
             ("receiver", str(receiver)),
+            ("outputs", str(outputs)),
             ("outcomes", tuple(outcomes)),
         ):
             object.__setattr__(self, name, value)
@@ -122,7 +135,9 @@ class Policy:
             CompositionError: Its techniques cannot be composed.
         """
         document = load(source, resolve=resolve, names=registered)
-        return cls(train=document.train, infer=document.infer, release=document.release, receiver=document.receiver)
+        return cls(
+            train=document.train, infer=document.infer, release=document.release, receiver=document.receiver, outputs=document.outputs
+        )
 
     def to_toml(self) -> str:
         """The policy as the text of a policy file; ``Policy.from_toml`` gives an equal policy.
@@ -130,7 +145,7 @@ class Policy:
         Raises:
             PolicyFileError: A parameter has no TOML form, or is secret.
         """
-        return dump({stage: self.techniques(stage) for stage in Stage}, self.receiver)
+        return dump({stage: self.techniques(stage) for stage in Stage}, self.receiver, self.outputs)
 
 
 def _members(stage: Stage, given: object) -> tuple[Technique, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from privtensors.policy.assets import IMPLICATIONS
-from privtensors.policy.facts import Fact, Local, residual
+from privtensors.policy.facts import Fact, Local, Reduced, residual
 from privtensors.policy.forms import Form, Plaintext, close, union
 from privtensors.policy.phases import Phase
 
@@ -222,6 +222,17 @@ class Transition:
     def parties(self) -> frozenset[str]:
         """Parties that this transition gives something to."""
         return frozenset(g.party for g in self.gives if isinstance(g, Sees | Opens))
+
+
+def reduction(asset: str, needs: tuple[Need, ...]) -> Transition:
+    """The step after which only the index of the largest entry of each row of ``asset`` is opened."""
+    return Transition(
+        f"reduce the {asset} to the index of the largest",
+        Phase.COMPUTE,
+        needs=needs,
+        gives=(Establishes(Reduced(asset)),),
+        reason="only what was computed can be reduced",
+    )
 
 
 def initial(places: Iterable[tuple[str, str]], facts: frozenset[Fact]) -> State:

@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import ClassVar, get_type_hints
 
 from privtensors.errors import ParameterError, RegistryError
+from privtensors.policy.assets import Outputs
 from privtensors.policy.phases import Stage
 from privtensors.policy.state import Transition
 from privtensors.policy.values import describe, fits
@@ -58,12 +59,15 @@ class Scene:
         receiver: The party to which task outputs are revealed.
         roles: Roles that this technique won.
         filled: Every filled role of the stage, sorted.
+        outputs: How much of the task outputs is revealed (see ``assets.Outputs``). A technique that opens outputs must
+            establish ``facts.Reduced`` before the reveal where this is ``"argmax"``, or the policy is refused.
     """
 
     stage: Stage
     receiver: str
     roles: frozenset[str] = frozenset()
     filled: tuple[str, ...] = ()
+    outputs: str = Outputs.FULL
 
 
 @dataclass(frozen=True)

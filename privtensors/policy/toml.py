@@ -8,9 +8,10 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, get_type_hints
+from typing import Any, Final, Literal, get_type_hints
 
 from privtensors.errors import ParameterError, PolicyFileError, UnknownTechnique
+from privtensors.policy.assets import Outputs
 from privtensors.policy.phases import Stage
 from privtensors.policy.technique import Technique, required
 from privtensors.policy.values import describe, fits
@@ -27,6 +28,7 @@ class Document:
     infer: tuple[Technique, ...]
     release: tuple[Technique, ...]
     receiver: str
+    outputs: Literal["full", "argmax"]
 
 
 def load(source: str | Path, *, resolve: Callable[[str], type[Technique]], names: Callable[[], tuple[str, ...]]) -> Document:
@@ -43,7 +45,8 @@ def load(source: str | Path, *, resolve: Callable[[str], type[Technique]], names
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise PolicyFileError(f"not valid TOML: {error}", where=where, fix="Correct the file at that line") from error
-    allowed = ["version", "receiver", *(str(s) for s in Stage)]
+    # The table [deployment] says where parties run, not what they may see: privtensors.deploy reads it from the same file.
+    allowed = ["version", "receiver", "outputs", *(str(s) for s in Stage), "deployment"]
     for key in data:
         if key not in allowed:
             raise PolicyFileError(f"unknown key {key!r}", where=where, fix=f"Allowed: {', '.join(allowed)}")
@@ -55,8 +58,12 @@ def load(source: str | Path, *, resolve: Callable[[str], type[Technique]], names
     receiver = data.get("receiver", "client")
     if not isinstance(receiver, str):
         raise PolicyFileError("must be a string", where=f"{where}: receiver", fix='Allowed: a party\'s name, e.g. "client"')
+    outputs = data.get("outputs", str(Outputs.FULL))
+    if outputs not in tuple(Outputs):
+        allowed_values = ", ".join(f'"{o}"' for o in Outputs)
+        raise PolicyFileError("must say how much of the outputs is revealed", where=f"{where}: outputs", fix=f"Allowed: {allowed_values}")
     stages = {stage: _stage(where, stage, data.get(stage, []), resolve, names) for stage in Stage}
-    return Document(stages[Stage.TRAIN], stages[Stage.INFER], stages[Stage.RELEASE], receiver)
+    return Document(stages[Stage.TRAIN], stages[Stage.INFER], stages[Stage.RELEASE], receiver, outputs)
 
 
 def _read(path: Path) -> str:
@@ -115,13 +122,13 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
 
 
-def dump(stages: Mapping[Stage, Sequence[Technique]], receiver: str) -> str:
+def dump(stages: Mapping[Stage, Sequence[Technique]], receiver: str, outputs: str = Outputs.FULL) -> str:
     """The text of a policy file, every parameter written out.
 
     Raises:
         PolicyFileError: A parameter has no TOML form, or is secret (declared ``repr=False``).
     """
-    lines = [f"version = {VERSION}", f"receiver = {_value(receiver, 'receiver')}"]
+    lines = [f"version = {VERSION}", f"receiver = {_value(receiver, 'receiver')}", f"outputs = {_value(str(outputs), 'outputs')}"]
     for stage, techniques in stages.items():
         for technique in techniques:
             lines += ["", f"[[{stage}]]", f"technique = {_value(technique.name, 'technique')}"]

@@ -89,6 +89,10 @@ def _structure() -> Mapping[str, list[Sample]]:
         ],
         "index_select": [sample(_a.index_select.default, "rows", x, 0, torch.tensor([2, 0]), public=(2,))],
         "gather": [sample(_a.gather.default, "columns", x, 1, ints, public=(2,))],
+        "embedding": [
+            sample(_a.embedding.default, "rows", x, torch.tensor([[2, 0], [1, 1]])),
+            sample(_a.embedding.default, "public ids", x, torch.tensor([2, 2, 0]), 1, public=(1,)),
+        ],
         "constant_pad_nd": [
             sample(_a.constant_pad_nd.default, "zeros", x, [1, 2]),
             sample(_a.constant_pad_nd.default, "value", x, [0, 1, 2, 0], -1.5),
@@ -151,6 +155,11 @@ def _arithmetic() -> Mapping[str, list[Sample]]:
         "pow": [sample(_a.pow.Tensor_Scalar, name, x, n) for name, n in (("square", 2), ("cube", 3))]
         + [sample(_a.pow.Tensor_Scalar, "root", ramp(0.1, 150, 3, 4), 0.5)],
         "addcmul": [sample(_a.addcmul.default, "plain", x, y, _x(5)), sample(_a.addcmul.default, "value", x, y, _x(5), kw={"value": 0.25})],
+        "addcdiv": [
+            sample(_a.addcdiv.default, "plain", x, y, ramp(0.2, 20, 3, 4)),
+            sample(_a.addcdiv.default, "step", x, y, ramp(0.2, 20, 3, 4), kw={"value": -0.1}),
+        ],
+        "lerp": [sample(_a.lerp.Scalar, "average", x, y, 0.1), sample(_a.lerp.Scalar, "half", x, y, 0.5)],
         "sum": [
             sample(_a.sum.default, "all", x),
             sample(_a.sum.dim_IntList, "rows", cube, [-1]),
@@ -201,6 +210,14 @@ def _comparison() -> Mapping[str, list[Sample]]:
         "maximum": [sample(_a.maximum.default, "tensors", x, y), sample(_a.maximum.default, "scalar tensor", x, torch.tensor(0.5))],
         "minimum": [sample(_a.minimum.default, "tensors", x, y)],
         "amax": [sample(_a.amax.default, "rows", x, [-1], True), sample(_a.amax.default, "drop", rand(2, 3, 5, seed=24, scale=9.0), [-1])],
+        "argmax": [
+            sample(_a.argmax.default, "rows", rand(3, 7, seed=25, scale=9.0), -1),
+            sample(_a.argmax.default, "first axis", cube := rand(5, 2, 3, seed=26), 0, True),
+            sample(_a.argmax.default, "ties", torch.tensor([[1.0, 3.0, 3.0, -2.0, 3.0], [0.0, 0.0, 0.0, 0.0, 0.0]]), 1),
+            sample(_a.argmax.default, "all", cube),
+            sample(_a.argmax.default, "one", rand(4, 1, seed=27), -1),
+            sample(_a.argmax.default, "long rows", rand(2, 150, seed=28, scale=4.0), -1),
+        ],
         "max_pool2d": [
             sample(_a.max_pool2d_with_indices.default, "2x2", image, [2, 2], [2, 2]),
             sample(_a.max_pool2d_with_indices.default, "3x3", image, [3, 3], [2, 2], [1, 1]),
@@ -251,6 +268,7 @@ def _attention_samples() -> list[Sample]:
     padding[1, :, :, 3:] = torch.finfo(torch.float32).min
     return [
         sample(row, "no mask", q, k, v),
+        sample(row, "grouped heads", rand(2, 4, 5, 8, seed=29, scale=2.0), k, v, mixes=((0, 1, 2),)),
         sample(row, "causal", q, k, v, 0.0, True, mixes=((0, 1, 2),)),
         sample(row, "padding", q, k, v, kw={"attn_mask": padding}, mixes=((0, 1, 2),)),
         sample(row, "scale", q, k, v, 0.0, False, kw={"scale": 0.5}, mixes=((0, 1, 2),)),

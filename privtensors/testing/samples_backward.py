@@ -8,6 +8,7 @@ from typing import Final
 
 import torch
 
+from privtensors.testing.samples_losses import LOSSES
 from privtensors.testing.samples_types import Sample, ramp, rand, sample
 
 _a: Final = torch.ops.aten
@@ -63,5 +64,6 @@ BACKWARD: Final[Mapping[str, Callable[[], list[Sample]]]] = MappingProxyType(
         "select_backward": lambda: [sample(_a.select_backward.default, "middle", rand(4, 5, seed=57), [4, 3, 5], 1, 1)],
         "slice_backward": lambda: [sample(_a.slice_backward.default, "step 2", rand(2, 5, seed=58), [4, 5], 0, 0, 4, 2)],
         "convolution_backward": _convolution,
+        **LOSSES,
     }
 )

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from itertools import combinations
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar, Literal, get_type_hints
 
 import pytest
 
@@ -29,10 +29,12 @@ class TechniqueSuite:
     Class attributes:
         bad_parameters: Constructor arguments that must each raise ParameterError; at least one where there are parameters.
         receiver: Receiver of the policies that the tests build.
+        outputs: How much of the outputs of inference those policies reveal.
     """
 
     bad_parameters: ClassVar[tuple[Mapping[str, Any], ...]] = ()
     receiver: ClassVar[str] = "client"
+    outputs: ClassVar[Literal["full", "argmax"]] = "full"
 
     @pytest.fixture
     def technique(self) -> Technique:
@@ -92,8 +94,8 @@ class TechniqueSuite:
     def test_order_does_not_matter(self, technique: Technique) -> None:
         for stage in technique.stages:
             others = list(self.companions(stage))
-            first = Policy(**{stage.value: [technique, *others]}, receiver=self.receiver)
-            last = Policy(**{stage.value: [*reversed(others), technique]}, receiver=self.receiver)
+            first = Policy(**{stage.value: [technique, *others]}, receiver=self.receiver, outputs=self._revealed(stage))
+            last = Policy(**{stage.value: [*reversed(others), technique]}, receiver=self.receiver, outputs=self._revealed(stage))
             assert first == last and first.explain().to_dict() == last.explain().to_dict()
 
     def test_explain_has_every_row(self, technique: Technique) -> None:
@@ -150,7 +152,10 @@ class TechniqueSuite:
                     type(technique)(**{**_given(technique), field.name: wrong})
 
     def _policy(self, stage: Stage, technique: Technique) -> Policy:
-        return Policy(**{stage.value: [technique, *self.companions(stage)]}, receiver=self.receiver)
+        return Policy(**{stage.value: [technique, *self.companions(stage)]}, receiver=self.receiver, outputs=self._revealed(stage))
+
+    def _revealed(self, stage: Stage) -> Literal["full", "argmax"]:
+        return self.outputs if stage is Stage.INFER else "full"
 
     def _outcomes(self, technique: Technique) -> list[Outcome]:
         return [outcome for stage in sorted(technique.stages) for outcome in self._policy(stage, technique).outcomes]

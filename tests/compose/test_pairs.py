@@ -27,6 +27,7 @@ EXPECTED = {
         for stage in ("train", "release")
         for a, b in (("clear", "clear"), ("clear", "mpc"), ("mpc", "mpc"))
     },
+    ("train", "mpc", "mpc"): "listed 2 times",
 }
 WORKS = "works"
 

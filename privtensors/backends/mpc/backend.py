@@ -13,12 +13,14 @@ from privtensors.backends.mpc.dealer import Correlations, Dealer
 from privtensors.backends.mpc.kernels import KERNELS
 from privtensors.backends.mpc.protocols.arithmetic import normal, open_wire
 from privtensors.backends.mpc.protocols.lookup import open_table
+from privtensors.backends.mpc.protocols.ranges import verdict
 from privtensors.backends.mpc.runtime import Open, Protocol, Runtime
 from privtensors.backends.mpc.shares import WORD, Shares, sign_extend
+from privtensors.backends.mpc.watch import Watch
 from privtensors.core.backend import Payload
 from privtensors.core.kernel import KernelTable
 from privtensors.core.meter import Meter
-from privtensors.errors import FileFormatError, InvalidInput, OutOfRange, ParameterError
+from privtensors.errors import FileFormatError, InvalidInput, OutOfRange, ParameterError, RangeExceeded
 from privtensors.transport.base import Channel
 from privtensors.transport.memory import MemoryChannel
 
@@ -30,9 +32,20 @@ def party_of(name: str) -> int:
     return 1 if name == "server" else 0
 
 
+def _exceeded(labels: list[str]) -> RangeExceeded:
+    where = f" in {labels[0]}" if labels[0] else ""
+    more = f" and {len(labels) - 1} later operations" if len(labels) > 1 else ""
+    fix = "scale the model or its input" if where else "scale the model or its input; MPC(ranges='checked', diagnose=True) names the layer"
+    return RangeExceeded(f"a value left its range{where}{more}, so the result is withheld", where="mpc, checked ranges", fix=fix)
+
+
 T = TypeVar("T")
 _INDICES: Final = (torch.int64, torch.int32)
 _DTYPES: Final = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool)
+
+
+def _flipped(t: Tensor, lead: int) -> Tensor:
+    return t.transpose(-1, -2)
 
 
 class MPCBackend:
@@ -42,7 +55,7 @@ class MPCBackend:
     colludes with nobody. Values are fixed point; inputs must lie in ±2^18.
 
     Args:
-        technique: Has ``fractional_bits``.
+        technique: Has ``fractional_bits``, and may have ``ranges`` and ``diagnose`` as :class:`~privtensors.backends.mpc.technique.MPC`.
         meter: Counts rounds, bytes, dealer bytes and offline seconds.
         channel: Default both parties in this process; else the one party's connection to the other.
         dealer: Where randomness comes from. Default a fresh dealer seeded by the operating system.
@@ -65,7 +78,8 @@ class MPCBackend:
             what = f"a channel of {len(channel.parties)} parties with another number's randomness"
             raise ParameterError(what, where="MPCBackend", fix="give PartyCorrelations to a party and Tracer to the dealer")
         self.frac: int = technique.fractional_bits
-        self.runtime = Runtime(channel, dealer or Dealer(meter), meter, self.frac)
+        watch = Watch(technique.diagnose) if getattr(technique, "ranges", "saturate") == "checked" else None
+        self.runtime = Runtime(channel, dealer or Dealer(meter), meter, self.frac, watch)
 
     def __repr__(self) -> str:
         return f"MPCBackend(frac={self.frac}, simulated={self.simulated})"
@@ -74,15 +88,22 @@ class MPCBackend:
         """Drive a protocol over this backend's channel."""
         return self.runtime.run(protocol)
 
-    def prepare(self, payload: Payload) -> None:
+    def prepare(self, payload: Payload, *, transposed: bool = False) -> None:
         """Open a weight under its mask ahead of use, so that a call opens only the other operand.
 
         The opened form replaces the shares themselves (they are rebuilt from it), so it costs no memory of its own. Any
         in-place write replaces the payload and with it the mask.
+
+        Args:
+            transposed: Products will take the transpose, as ``nn.Linear`` does: it is laid out so that they need not copy it.
         """
         assert isinstance(payload, Shares)
-        wire = self.run(open_wire(self.runtime, payload))
+        base = payload.like(_flipped(payload.data, 1).contiguous()) if transposed else payload
+        wire = self.run(open_wire(self.runtime, base))
         wire.reused = True
+        if transposed:
+            wire = wire.map(_flipped)
+            payload.remember(wire)
         payload.data = wire.residue()
 
     def prepare_table(self, payload: Payload) -> None:
@@ -149,18 +170,31 @@ class MPCBackend:
 
         A value that carries more fractional bits than the backend's is truncated first: the receiver learns the result,
         not the low bits of the product it came from. At any other party than the receiver the result is zeros.
+
+        Raises:
+            RangeExceeded: At the receiver only, with ``ranges="checked"``: since the last reveal a value left its range. All
+                messages were exchanged by then, so that nobody else can tell.
         """
         assert isinstance(payload, Shares)
-        rt, value_of = self.runtime, payload
+        rt, value_of, receiver = self.runtime, payload, party_of(to)
+        labels: list[str] = []
 
-        def opening() -> Protocol[tuple[Shares, Tensor]]:
+        def opening() -> Protocol[tuple[Shares, Tensor | None, Tensor]]:
             shares = (yield from normal(rt, value_of)) if value_of.frac > rt.frac else value_of
-            (words,) = yield [Open(shares.data, shares.ring, receiver=party_of(to))]
-            return shares, words
+            result = Open(shares.data, shares.ring, receiver=receiver)
+            if rt.watch is None or not rt.watch.findings:
+                (words,) = yield [result]
+                return shares, None, words
+            labels.extend(finding.label for finding in rt.watch.findings)
+            flags = yield from verdict(rt)
+            told, words = yield [Open(flags, 1, xor=True, receiver=receiver), result]
+            return shares, told & 1, words
 
-        shares, opened = self.run(opening())
-        if not (self.simulated or party_of(to) in rt.channel.parties):
+        shares, told, opened = self.run(opening())
+        if not (self.simulated or receiver in rt.channel.parties):
             return torch.zeros(shares.shape, dtype=shares.dtype)
+        if told is not None and bool(told.any()):
+            raise _exceeded([label for label, line in zip(labels, told, strict=True) if bool(line.any())])
         words = sign_extend(opened, shares.ring)
         value = words.to(torch.float64) / 2.0**shares.frac
         if shares.dtype == torch.bool:

@@ -9,9 +9,10 @@ import math
 from collections.abc import Callable
 from typing import Any, Final
 
+from privtensors.backends.mpc.protocols import argmax as tournaments
 from privtensors.backends.mpc.protocols.compare import DIGIT
 from privtensors.backends.mpc.protocols.normalise import ROW_DIGIT
-from privtensors.backends.mpc.protocols.softmax import EXP_FRAC, SCORE_FRAC, public_mask, scale_of
+from privtensors.backends.mpc.protocols.softmax import EXP_FRAC, NARROW, SCORE_FRAC, public_mask, scale_of
 from privtensors.backends.mpc.shares import WORD, Shares, broadcast_shape
 from privtensors.core.kernel import FREE, Cost
 from privtensors.transport.base import packed_size
@@ -35,10 +36,10 @@ def then(*costs: Cost) -> Cost:
     return sum(costs, FREE)
 
 
-def comparison(n: int, thresholds: int, frac: int, range_bits: int, digit: int = DIGIT, group: int = 3) -> Cost:
-    """at_least: one opening of the window, then AND rounds over groups of digits."""
+def comparison(n: int, thresholds: int, frac: int, range_bits: int, digit: int = DIGIT, group: int = 3, ring: int | None = None) -> Cost:
+    """at_least: one opening, of the window or of a wire of ``ring`` bits, then AND rounds over groups of digits."""
     low = frac + range_bits
-    cost, digits = opened(n, low + 1), -(-low // digit)
+    cost, digits = opened(n, low + 1 if ring is None else ring), -(-low // digit)
     while digits > 1:
         sizes = [min(group, digits - start) for start in range(0, digits, group)]
         # Per group: the higher digits' equalities and the lower digits' orders; the whole group's equality if not the lowest.
@@ -72,7 +73,9 @@ def product(backend: Any, x: Any, y: Any, *_rest: Any, **_options: Any) -> Cost:
 
 
 def added_product(backend: Any, x: Any, a: Any, b: Any, *, value: float = 1) -> Cost:
-    """addcmul: the product's openings."""
+    """addcmul: the product's openings; a factor below 1 is opened with the first operand, a square included."""
+    if a is b and isinstance(a, Shares) and math.frexp(value)[1] < 0:
+        return beside(opened(_n(a), WORD), opened(_n(a), WORD))
     return product(backend, a, b)
 
 
@@ -91,13 +94,13 @@ def filled(backend: Any, x: Any, condition: Any, value: float) -> Cost:
 def sign(backend: Any, x: Any, *_rest: Any, **_options: Any) -> Cost:
     """relu, abs."""
     n = _n(x)
-    return then(comparison(n, 1, CUT_FRAC, RANGE_BITS), selection(n, 1, 0))
+    return then(comparison(n, 1, CUT_FRAC, RANGE_BITS, ring=WORD), selection(n, 0, 1))
 
 
 def maximum(backend: Any, x: Any, y: Any) -> Cost:
     """As relu of the difference."""
     n = math.prod(broadcast_shape(x, y))
-    return then(comparison(n, 1, CUT_FRAC, RANGE_BITS), selection(n, 1, 0))
+    return then(comparison(n, 1, CUT_FRAC, RANGE_BITS, ring=WORD), selection(n, 0, 1))
 
 
 def compared(backend: Any, x: Any, y: Any) -> Cost:
@@ -110,7 +113,7 @@ def compared(backend: Any, x: Any, y: Any) -> Cost:
 def clamped(backend: Any, x: Any, low: float | None = None, high: float | None = None) -> Cost:
     """clamp, hardtanh."""
     n, limits = _n(x), (low is not None) + (high is not None)
-    return then(comparison(n, limits, CUT_FRAC, RANGE_BITS), selection(n, 1, limits))
+    return then(comparison(n, limits, CUT_FRAC, RANGE_BITS, ring=WORD), selection(n, 0, 1 + limits))
 
 
 def activation(line: bool, constants: int) -> Callable[..., Cost]:
@@ -118,9 +121,11 @@ def activation(line: bool, constants: int) -> Callable[..., Cost]:
 
     def cost(backend: Any, x: Any, **_options: Any) -> Cost:
         n = _n(x)
-        series = then(opened(n, 20), opened(n, 32))
-        parts = [comparison(n, 2, 2, 13), series, *([opened(n, WORD)] if line else [])]
-        return then(beside(*parts), selection(n, 0, (2 if line else 1) + constants))
+        if line:  # one opening for the window, the series and x / 2
+            parts = beside(comparison(n, 2, 2, 13, ring=WORD), Cost(2, opened(n, 32).bytes))
+        else:
+            parts = beside(comparison(n, 2, 2, 13), then(opened(n, 20), opened(n, 32)))
+        return then(parts, selection(n, 0, (2 if line else 1) + constants))
 
     return cost
 
@@ -128,7 +133,7 @@ def activation(line: bool, constants: int) -> Callable[..., Cost]:
 def exponential(backend: Any, x: Any) -> Cost:
     """exp: clamp, Fourier opening, lift, square."""
     n = _n(x)
-    return then(comparison(n, 2, CUT_FRAC, RANGE_BITS), selection(n, 1, 2), *[opened(n, WORD)] * 3)
+    return then(comparison(n, 2, CUT_FRAC, RANGE_BITS, ring=WORD), selection(n, 0, 3), *[opened(n, WORD)] * 3)
 
 
 def root(inverse: bool) -> Callable[..., Cost]:
@@ -191,7 +196,7 @@ def tournament(backend: Any, count: int, length: int) -> Cost:
     total = FREE
     while length > 1:
         n = count * (length // 2)
-        total = then(total, comparison(n, 1, CUT_FRAC, RANGE_BITS), selection(n, 1, 0))
+        total = then(total, comparison(n, 1, CUT_FRAC, RANGE_BITS, ring=WORD), selection(n, 0, 1))
         length -= length // 2
     return total
 
@@ -201,6 +206,21 @@ def row_maximum(backend: Any, x: Any, dim: Any = (), keepdim: bool = False) -> C
     dims = {d % len(x.shape) for d in dim} or set(range(len(x.shape)))
     length = math.prod(x.shape[d] for d in dims)
     return tournament(backend, _n(x) // length if length else 0, length)
+
+
+def argmax(backend: Any, x: Any, dim: int | None = None, keepdim: bool = False) -> Cost:
+    """argmax: per level the comparisons of all pairs, the AND of each element's, and the selection of value and index."""
+    length = _n(x) if dim is None else x.shape[dim] if x.shape else 1
+    rows = _n(x) // length if length else 0
+    total = opened(_n(x), x.ring) if x.frac > backend.frac or x.ring < WORD else FREE
+    for level, (groups, size) in enumerate(tournaments.levels(length)):
+        n, others = rows * groups, size - 1
+        total = then(total, comparison(n * size * others // 2, 1, backend.frac, tournaments.RANGE_BITS))
+        for width, results in tournaments.fan_ins(others):
+            total += Cost(1, width * packed_size(n * others * results, 1))
+        # At the first level indices are public; after the last nobody needs the value.
+        total += Cost(1, sum(selection(n, *(others, 0) if shared else (0, others)).bytes for shared in [level > 0] + [True] * (groups > 1)))
+    return total
 
 
 def max_pool(backend: Any, x: Any, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False) -> Cost:
@@ -222,6 +242,8 @@ def softmax_rows(shape: tuple[int, ...], frac: int, ring: int, factor: float) ->
     rows = math.prod(shape[:-1])
     scale = scale_of(factor)
     cut = 1 - scale.cell_bits
+    kept = max(min(frac, scale.plan.frac + 3), cut)
+    wide = min(NARROW, ring - frac + kept)
     tree, left = FREE, length
     while left > 1:
         width = min(4, left)
@@ -229,8 +251,8 @@ def softmax_rows(shape: tuple[int, ...], frac: int, ring: int, factor: float) ->
         tree = then(tree, Cost(1, width * packed_size(rows * groups, 64)))
         left = groups
     return then(
-        comparison(n, 2, cut, min(ring - frac - 2, 20 - cut)),
-        selection(n, 1, 2, ring),
+        comparison(n, 2, cut, min(wide - kept - 2, 20 - cut), ring=wide),
+        selection(n, 0, 3),
         opened(n, 6),
         tree,
         opened(rows, 64),
@@ -264,11 +286,11 @@ def attention(
     """attention: openings beside the mean key, rows of scores, reciprocal beside the product with v, normalisation."""
     keep, _ = public_mask(q.shape[-2], k.shape[-2], causal, attn_mask)
     mean_rows = 1 if keep is None or keep.dim() < 2 else keep.shape[-2]
-    mean_size = math.prod(k.shape[:-2]) * mean_rows * k.shape[-1]
+    mean_size = math.prod(q.shape[:-2]) * mean_rows * k.shape[-1]
     factor = scale if scale is not None else 1.0 / math.sqrt(q.shape[-1])
     batch = q.shape[:-2]
     rows, length = math.prod(batch) * q.shape[-2], k.shape[-2]
-    size_q, size_k, size_v = (math.prod(t.shape) for t in (q, k, v))
+    size_q, size_k, size_v = (math.prod((*batch, *t.shape[-2:])) for t in (q, k, v))  # grouped heads are repeated first
     out = rows * v.shape[-1]
     ring = WORD - (backend.frac - SCORE_FRAC)
     scores = then(

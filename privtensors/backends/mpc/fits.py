@@ -37,6 +37,12 @@ class Series:
     error: float
     relative: float
 
+    def __call__(self, x: Array) -> Array:
+        """The series at float64 points."""
+        angle = 2 * np.pi * np.outer(x, self.harmonics) / self.period
+        value: Array = self.constant + np.cos(angle) @ np.asarray(self.cosine) + np.sin(angle) @ np.asarray(self.sine)
+        return value
+
     @property
     def norm(self) -> float:
         """Sum of the absolute coefficients: how much rounding noise of the tables is amplified."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from privtensors.backends.mpc.dealer import Correlations
+from privtensors.backends.mpc.watch import Watch
 from privtensors.core.meter import Meter
 from privtensors.transport.base import Channel, Message
 
@@ -69,13 +70,15 @@ class Runtime:
         parties: How many parties are held here: 2 in one process, 1 at a party, 0 at the dealer.
         first: Row of party 0 among the parties held here, or None.
         headroom: Integer bits that every product keeps free for its magnitude: ``62 - 2 · frac``.
+        watch: Collects range checks; None where ranges are not checked.
     """
 
-    def __init__(self, channel: Channel, dealer: Correlations, meter: Meter, frac: int) -> None:
+    def __init__(self, channel: Channel, dealer: Correlations, meter: Meter, frac: int, watch: Watch | None = None) -> None:
         self.channel, self.dealer, self.meter, self.frac = channel, dealer, meter, frac
         self.parties = len(channel.parties)
         self.first = channel.parties.index(0) if 0 in channel.parties else None
         self.headroom = 62 - 2 * frac
+        self.watch = watch
         self._runs = 0
 
     def add_public(self, shares: Tensor, value: Tensor | int) -> Tensor:
@@ -100,7 +103,10 @@ class Runtime:
         Parties at different protocols, or at the same one with other shapes, do not go on.
         """
         self._runs += 1
-        self.channel.step(f"{self._runs} {getattr(protocol, '__qualname__', '')}")
+        name = getattr(protocol, "__qualname__", "")
+        self.channel.step(f"{self._runs} {name}")
+        if self.watch is not None:
+            self.watch.begin(name)
         try:
             outgoing = next(protocol)
             while True:

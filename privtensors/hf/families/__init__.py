@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from dataclasses import replace
 
-from privtensors.errors import UnknownFamily
+from privtensors.errors import PolicyError, UnknownFamily
 from privtensors.hf.families.base import Family
 
-__all__ = ["Family", "family_of", "known_families"]
+__all__ = ["Family", "family_for", "family_of", "known_families"]
 
 
 def known_families() -> tuple[str, ...]:
@@ -33,3 +34,22 @@ def family_of(model_type: str) -> Family:
     family = importlib.import_module(f"{__name__}.{model_type}").FAMILY
     assert isinstance(family, Family)
     return family
+
+
+def family_for(model_type: str, technique: object) -> Family:
+    """The family of ``model_type`` as ``technique`` lays it out: under ``MPC(embeddings="server")`` the client holds no submodule.
+
+    Raises:
+        UnknownFamily: As :func:`family_of`.
+        PolicyError: The server shall hold embedding tables, and the family has none.
+    """
+    family = family_of(model_type)
+    if getattr(technique, "embeddings", "client") != "server":
+        return family
+    if not family.vocabulary:
+        raise PolicyError(
+            f"a {model_type} model takes pixels, which the client shares; it has no embedding tables for the server to hold",
+            where="wrap, policy.infer",
+            fix='use MPC(embeddings="client"), the default',
+        )
+    return replace(family, client=(), tables=family.client)

@@ -12,7 +12,9 @@ class Family:
     Attributes:
         model_type: ``config.model_type`` of the family, and the name of the file that defines it.
         client: Submodules that the client holds and runs in plain; their outputs are shared. Everything else is the server's.
-        vocabulary: The client's ``nn.Embedding`` that token ids index; empty for families that take pixels.
+        vocabulary: The ``nn.Embedding`` that token ids index; empty for families that take pixels.
+        positions: The ``nn.Embedding`` that public position numbers index, if there is one. What indexes any other is the client's.
+        tables: Submodules whose embeddings the server holds, so that the client looks rows up privately; see ``family_for``.
         decoder: The model is causal: its last token is found from the ids, and it can generate.
         padded_positions: Position numbers start after ``pad_token_id`` (RoBERTa), so that many fewer fit.
         folds: Pairs of child names (convolution, batch normalisation) that follow each other wherever both occur.
@@ -22,6 +24,8 @@ class Family:
     model_type: str
     client: tuple[str, ...] = ()
     vocabulary: str = ""
+    positions: str = ""
+    tables: tuple[str, ...] = ()
     decoder: bool = False
     padded_positions: bool = False
     folds: tuple[tuple[str, str], ...] = ()

@@ -10,4 +10,5 @@ FAMILY: Final = Family(
     model_type="distilbert",
     client=("embeddings",),
     vocabulary="embeddings.word_embeddings",
+    positions="embeddings.position_embeddings",
 )

@@ -10,5 +10,6 @@ FAMILY: Final = Family(
     model_type="gpt2",
     client=("wte", "wpe"),
     vocabulary="wte",
+    positions="wpe",
     decoder=True,
 )

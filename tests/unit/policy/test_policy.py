@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
 from privtensors.backends.clear.technique import Clear
 from privtensors.backends.mpc.technique import MPC
 from privtensors.errors import CompositionError, ParameterError, PolicyError, UnknownTechnique
-from privtensors.policy import Party, Policy, Role, Technique
+from privtensors.policy import Asset, Party, Policy, Role, Technique
+from privtensors.policy.forms import Plaintext
 from tests.unit.policy import toys
 
 
@@ -43,10 +45,10 @@ def test_policy_is_frozen() -> None:
         Policy(infer=[MPC()]).receiver = "server"  # type: ignore[misc]
 
 
-def test_mpc_does_not_train_yet() -> None:
-    error = refused(train=[MPC()])
-    assert "MPC does not support stage train yet" in str(error) and "infer" in error.fix
-    assert (error.technique, error.stage) == ("mpc", "train")
+def test_mpc_does_not_release() -> None:
+    error = refused(release=[MPC()])
+    assert "MPC does not support stage release" in str(error) and "infer, train" in error.fix
+    assert (error.technique, error.stage) == ("mpc", "release")
 
 
 def test_two_techniques_that_compute_are_refused() -> None:
@@ -69,7 +71,7 @@ def test_two_techniques_that_compute_are_refused() -> None:
         ({"infer": [MPC()], "receiver": "network"}, "client, dealer, server"),
         ({"infer": [MPC()], "receiver": "dealer"}, "Receivers it allows: client, server"),
         ({"infer": [MPC()], "receiver": 3}, "must be a party's name"),
-        ({"train": ["mpc"]}, "does not support stage train"),
+        ({"train": ["clear"]}, "does not support stage train"),
         ({"release": [Clear()]}, "does not support stage release"),
     ],
 )
@@ -91,7 +93,7 @@ def test_unknown_name_lists_the_known_ones() -> None:
         {"fractional_bits": 18.0},
         {"fractional_bits": True},
         {"fractional_bits": "18"},
-        {"embeddings": "server"},
+        {"embeddings": "dealer"},
         {"embeddings": None},
     ],
 )
@@ -197,3 +199,31 @@ def test_noise_persists_into_later_stages() -> None:
     assert [o.stage for o in policy.outcomes] == ["train", "infer"]
     assert any(type(f).__name__ == "Noised" for f in policy.outcomes[1].state.facts)
     assert not any(type(f).__name__ == "Bounded" for f in policy.outcomes[1].state.facts)
+
+
+def test_only_the_largest_index_is_revealed() -> None:
+    policy = Policy(infer=[MPC()], outputs="argmax")
+    assert policy.outputs == "argmax" and policy != Policy(infer=[MPC()])
+    said = policy.explain()
+    assert [(r.asset, r.party, r.form) for r in said.reveals] == [("outputs", "client", "index of the largest only")]
+    assert Plaintext() not in said.view("client")[Asset.OUTPUTS]
+    (row,) = [r for r in said.rows if (r.party, r.asset) == ("client", "outputs")]
+    assert row.form.startswith("index of the largest only") and row.guarantee == "computational"
+    joined = {(c.parties, "outputs" in c.assets) for c in said.collusions}
+    assert (("client", "server"), True) in joined and (("client", "dealer"), True) in joined
+
+
+def test_a_technique_that_opens_outputs_in_full_is_refused() -> None:
+    with pytest.raises(CompositionError, match="the policy promises server the index of the largest output only, but clear gives it"):
+        Policy(infer=["clear"], outputs="argmax", receiver="server")
+
+
+@pytest.mark.parametrize("bad", ["logits", "", None, 3])
+def test_unknown_outputs_are_refused(bad: Any) -> None:
+    with pytest.raises(CompositionError, match=r"policy\.outputs.*Allowed: full, argmax"):
+        Policy(infer=[MPC()], outputs=bad)
+
+
+def test_outputs_are_about_inference() -> None:
+    with pytest.raises(CompositionError, match="there is no infer stage"):
+        Policy(train=[toys.Telemetry()], outputs="argmax")

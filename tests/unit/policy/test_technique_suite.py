@@ -19,7 +19,7 @@ from tests.unit.policy import toys
 
 
 class TestMPC(TechniqueSuite):
-    bad_parameters = ({"fractional_bits": 15}, {"fractional_bits": 21}, {"embeddings": "server"})
+    bad_parameters = ({"fractional_bits": 15}, {"fractional_bits": 21}, {"embeddings": "dealer"})
 
     @pytest.fixture
     def technique(self) -> Technique:
@@ -28,6 +28,25 @@ class TestMPC(TechniqueSuite):
 
 class TestMPCWithServerAsReceiver(TestMPC):
     receiver = "server"
+
+
+class TestMPCWithTablesOfTheServer(TestMPC):
+    @pytest.fixture
+    def technique(self) -> Technique:
+        return MPC(embeddings="server")
+
+
+class TestMPCWithTablesOfTheServerAsReceiver(TestMPCWithTablesOfTheServer):
+    receiver = "server"
+
+
+class TestMPCWithTheLargestIndexOnly(TestMPC):
+    outputs = "argmax"
+
+
+class TestMPCWithTheLargestIndexForTheServer(TestMPC):
+    receiver = "server"
+    outputs = "argmax"
 
 
 class TestClear(TechniqueSuite):

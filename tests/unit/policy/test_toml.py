@@ -47,7 +47,9 @@ def test_reads_a_file_and_its_text(tmp_path: Path) -> None:
     assert Policy.from_toml(path) == Policy.from_toml(str(path)) == Policy.from_toml(GOOD) == Policy(infer=[MPC(fractional_bits=20)])
 
 
-@pytest.mark.parametrize("policy", [Policy(infer=[MPC()]), Policy(infer=[Clear()], receiver="server")])
+@pytest.mark.parametrize(
+    "policy", [Policy(infer=[MPC()]), Policy(infer=[Clear()], receiver="server"), Policy(infer=[MPC()], outputs="argmax")]
+)
 def test_round_trip(policy: Policy) -> None:
     assert Policy.from_toml(policy.to_toml()) == policy
 
@@ -59,17 +61,19 @@ def test_round_trip(policy: Policy) -> None:
         (GOOD.replace("version = 1", "version = 2"), "version 2 is not supported.*Allowed: 1"),
         (GOOD.replace("version = 1", "version = true"), "version True is not supported"),
         (GOOD.replace("version = 1", 'version = "1"'), "version '1' is not supported"),
-        ("colour = 3\n" + GOOD, "unknown key 'colour'.*Allowed: version, receiver, train, infer, release"),
+        ("colour = 3\n" + GOOD, "unknown key 'colour'.*Allowed: version, receiver, outputs, train, infer, release"),
         (GOOD + "rounds = 3\n", r"\[\[infer\]\] 1: unknown key 'rounds' of technique 'mpc'.*fractional_bits, embeddings"),
         (GOOD.replace("20", '"20"'), "'fractional_bits': str given.*an integer"),
         (GOOD.replace("20", "20.0"), "'fractional_bits': float given.*an integer"),
         (GOOD.replace("20", "true"), "'fractional_bits': bool given.*an integer"),
         (GOOD.replace("20", "40"), "must be 16 to 20, got 40"),
-        (GOOD + 'embeddings = "server"\n', "'embeddings'.*Allowed: 'client'"),
+        (GOOD + 'embeddings = "dealer"\n', "'embeddings'.*Allowed: one of 'client', 'server'"),
         (GOOD.replace('"mpc"', '"mcp"'), "unknown technique 'mcp'.*Allowed: .*clear.*mpc"),
         (GOOD.replace('"mpc"', "3"), "key 'technique' must be a string"),
         (GOOD.replace("technique", "tecnique"), "key 'technique' is missing.*Allowed: .*mpc"),
         (GOOD.replace('"client"', "3"), "receiver: must be a string"),
+        ('outputs = "logits"\n' + GOOD, 'outputs: must say how much.*Allowed: "full", "argmax"'),
+        ("outputs = 3\n" + GOOD, "outputs: must say how much"),
         (GOOD.replace("[[infer]]", "[infer]"), "infer: must be an array of tables"),
         ("version = 1\ninfer = 3\n", "infer: must be an array of tables"),
         ("version = = 1\n", "not valid TOML.*line 1"),

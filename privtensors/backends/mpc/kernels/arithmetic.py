@@ -13,12 +13,15 @@ from privtensors.backends.mpc import costs
 from privtensors.backends.mpc.kernels.shape import aligned, expand, represented
 from privtensors.backends.mpc.protocols.arithmetic import lift, multiply_wires, normal, open_lifted, open_wire, square_wire, with_headroom
 from privtensors.backends.mpc.protocols.normalise import power
+from privtensors.backends.mpc.protocols.octaves import span, wide_sqrt
 from privtensors.backends.mpc.runtime import Host, Protocol, Runtime, parallel
-from privtensors.backends.mpc.shares import Shares, broadcast_shape
+from privtensors.backends.mpc.shares import WORD, Shares, broadcast_shape
 from privtensors.core.kernel import Kernel
 from privtensors.errors import ParameterError, UnsupportedOp
 
 Operand = Shares | Tensor | float | int
+SQUARE_LOW: Final = -40  # gradients of 1e-6 and more
+SQUARE_HIGH: Final = 10
 
 
 def _broadcast(backend: Host, x: Operand, y: Operand) -> list[Shares | Tensor]:
@@ -75,12 +78,23 @@ def scale(backend: Host, x: Shares, factor: float) -> Shares:
             else:
                 break
             return out
-    if exponent >= -5:
-        return mul_public(backend, x, torch.tensor(factor, dtype=torch.float64))
-    # A small factor makes the result small, so its leading bits can have the room that the value leaves.
-    base = backend.run(with_headroom(backend.runtime, x, backend.frac))
-    frac = backend.frac + min(-exponent, base.headroom - backend.frac - 4)
-    return base.like(base.data * round(factor * 2.0**frac), base.frac + frac)
+    if x.frac > backend.frac and 0 < 1 - factor <= 0.125:
+        # A decay such as Adam's 0.999: only the small part that is taken off is rounded, so slow averages keep their last bits.
+        taken = 1 - factor
+        return sub(backend, x, scaled(backend, x, taken, max(10, backend.frac + 1 + math.frexp(taken)[1])))
+    return scaled(backend, x, factor, backend.frac)
+
+
+def scaled(backend: Host, x: Shares, factor: float, bits: int) -> Shares:
+    """x times a public number of ``bits`` significant bits, local or 1 round.
+
+    A value that promises to be small, by its many fractional bits, keeps as many of them as that promise leaves room for.
+    """
+    exponent = math.frexp(factor)[1]
+    room = min(backend.runtime.headroom, x.headroom + max(exponent, 0))
+    digits = bits - min(exponent, 0)
+    base = x if x.headroom - bits >= room else backend.run(lift(backend.runtime, x, WORD - 2 - bits - room))
+    return base.like(base.data * round(factor * 2.0**digits), base.frac + digits)
 
 
 def mul_public(backend: Host, x: Shares, y: Tensor) -> Shares:
@@ -173,7 +187,11 @@ def root(backend: Host, x: Shares, *, inverse: bool) -> Shares:
     """x^(-1/2), or x^(1/2) = x · x^(-1/2), for x in [2^-16, 2^14]; zero and below saturate.
 
     Right to 1e-5 of the result, beside what rounding x itself to fixed point costs: the declared error holds from x = 0.1.
+    The root of a value with more fractional bits than usual, such as an average of squared gradients, is right to 1e-5 of
+    itself from 2^-40 up to 2^10; below and above it reads as the root of the nearer end.
     """
+    if not inverse and x.frac > backend.frac:
+        return backend.run(wide_sqrt(backend.runtime, x, span(x.frac, SQUARE_LOW, SQUARE_HIGH)))
 
     def protocol(rt: Runtime) -> Protocol[Shares]:
         found = yield from power(rt, x, -0.5, low=-16, octaves=30)
@@ -189,10 +207,21 @@ def root(backend: Host, x: Shares, *, inverse: bool) -> Shares:
 
 
 def addcmul(backend: Host, x: Operand, a: Operand, b: Operand, *, value: float = 1) -> Shares:
-    """x + value · a · b."""
+    """x + value · a · b. A small ``value`` leaves the product as many more fractional bits: squared gradients need them."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return add(backend, x, a * b, alpha=value)
-    return add(backend, x, mul(backend, a, b), alpha=value)
+    bits = -math.frexp(value)[1]
+    if bits <= 0 or not (isinstance(a, Shares) and isinstance(b, Shares)):
+        return add(backend, x, mul(backend, a, b), alpha=value)
+    fine = scale(backend, a, value)
+
+    def protocol(rt: Runtime) -> Protocol[Shares]:
+        wires = yield from parallel(open_lifted(rt, fine, min(fine.frac, rt.frac + bits)), open_lifted(rt, b, min(b.frac, rt.frac)))
+        out = multiply_wires(rt, *wires)
+        out.dtype = a.dtype
+        return out
+
+    return add(backend, x, backend.run(protocol(backend.runtime)))
 
 
 def choose(backend: Host, condition: Shares, x: Operand, y: Operand) -> Shares:

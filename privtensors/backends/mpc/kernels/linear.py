@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -104,6 +105,57 @@ def pair(value: Sequence[int] | int) -> list[int]:
     return both * 2 if len(both) == 1 else both
 
 
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Where a 1-d (``flat``) or 2-d convolution looks: per axis the kernel's size, padding, stride, dilation and the output's size."""
+
+    flat: bool
+    groups: int
+    kernel: tuple[int, int]
+    padding: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    out: tuple[int, int]
+
+    def spread(self, t: Tensor, lead: int) -> Tensor:
+        """(n, c, H, W) → (n, groups, H'·W', c/groups·kh·kw), after ``lead`` axes."""
+        (ph, pw), (kh, kw) = self.padding, self.kernel
+        t = torch.nn.functional.pad(t.unsqueeze(-2) if self.flat else t, [pw, pw, ph, ph])
+        for axis in (0, 1):
+            gap = self.dilation[axis]
+            t = t.unfold(lead + 2 + axis, gap * (self.kernel[axis] - 1) + 1, self.stride[axis])[..., ::gap]
+        n, channels, high, wide = t.shape[lead : lead + 4]
+        t = t.reshape(*t.shape[:lead], n, self.groups, channels // self.groups, high, wide, kh, kw)
+        t = t.movedim(lead + 2, lead + 4)
+        return t.reshape(*t.shape[:lead], n, self.groups, high * wide, channels // self.groups * kh * kw)
+
+
+def windows(
+    image: tuple[int, ...],
+    filters: tuple[int, ...],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    groups: int,
+) -> Windows:
+    """The windows of a convolution of tensors of these shapes.
+
+    Raises:
+        UnsupportedOp: It is transposed or 3-d.
+    """
+    flat = len(image) == 3
+    if transposed or len(image) not in (3, 4):
+        raise UnsupportedOp("transposed or 3-d convolution", where="backend 'mpc'", fix="use conv1d or conv2d")
+    kernel = [1, filters[2]] if flat else list(filters[2:])
+    steps, gaps = ([1, *stride], [1, *dilation]) if flat else (pair(stride), pair(dilation))
+    pads = [0, *padding] if flat else pair(padding)
+    sizes = [1, image[-1]] if flat else list(image[-2:])
+    out = [(sizes[i] + 2 * pads[i] - gaps[i] * (kernel[i] - 1) - 1) // steps[i] + 1 for i in (0, 1)]
+    ((kh, kw), (ph, pw), (sh, sw), (dh, dw), (high, wide)) = (tuple(v[:2]) for v in (kernel, pads, steps, gaps, out))
+    return Windows(flat, groups, (kh, kw), (ph, pw), (sh, sw), (dh, dw), (high, wide))
+
+
 def convolution(
     backend: Host,
     x: Operand,
@@ -117,36 +169,19 @@ def convolution(
     groups: int,
 ) -> Shares:
     """1-d or 2-d convolution with groups, as a matrix product over windows; x is opened once, not once per window."""
-    shape_x, shape_w = tuple(x.shape), tuple(weight.shape)
-    flat = len(shape_x) == 3
-    if transposed or len(shape_x) not in (3, 4):
-        raise UnsupportedOp("transposed or 3-d convolution", where="backend 'mpc'", fix="use conv1d or conv2d")
-    kernel = [1, shape_w[2]] if flat else list(shape_w[2:])
-    stride, dilation = ([1, *stride], [1, *dilation]) if flat else (pair(stride), pair(dilation))
-    pad = [0, *padding] if flat else pair(padding)
-    out_c, in_g = shape_w[0], shape_w[1]
-
-    def spread(t: Tensor, lead: int) -> Tensor:
-        """(n, c, H, W) → (n, groups, H'·W', c/groups·kh·kw), after ``lead`` axes."""
-        t = torch.nn.functional.pad(t.unsqueeze(-2) if flat else t, [pad[1], pad[1], pad[0], pad[0]])
-        for axis in (0, 1):
-            t = t.unfold(lead + 2 + axis, dilation[axis] * (kernel[axis] - 1) + 1, stride[axis])[..., :: dilation[axis]]
-        n, high, wide = t.shape[lead], t.shape[lead + 2], t.shape[lead + 3]
-        t = t.reshape(*t.shape[:lead], n, groups, in_g, high, wide, kernel[0], kernel[1])
-        t = t.movedim(lead + 2, lead + 4)
-        return t.reshape(*t.shape[:lead], n, groups, high * wide, in_g * kernel[0] * kernel[1])
+    at = windows(tuple(x.shape), tuple(weight.shape), stride, padding, dilation, transposed, groups)
+    count, out_c = x.shape[0], weight.shape[0]
 
     def columns(t: Tensor, lead: int) -> Tensor:
-        return t.reshape(*t.shape[:lead], groups, out_c // groups, math.prod(t.shape[lead + 1 :])).transpose(-1, -2)
+        size = math.prod(weight.shape[1:])  # spelt out: the dealer holds no row, and -1 would be ambiguous
+        return t.reshape(*t.shape[:lead], groups, out_c // groups, size).transpose(-1, -2)
 
-    out = product(backend, x, weight, spread, columns)
-    sizes = [(shape_x[-2 + i] if not flat or i else 1) + 2 * pad[i] - dilation[i] * (kernel[i] - 1) - 1 for i in (0, 1)]
-    high, wide = (size // step + 1 for size, step in zip(sizes, stride, strict=True))
-    data = out.data.transpose(-1, -2).reshape(len(out.data), shape_x[0], out_c, *((wide,) if flat else (high, wide)))
+    out = product(backend, x, weight, at.spread, columns)
+    data = out.data.transpose(-1, -2).reshape(len(out.data), count, out_c, *(at.out[1:] if at.flat else at.out))
     result = out.like(data)
     if bias is None:
         return result
-    column = [1] * (1 if flat else 2)
+    column = [1] * (1 if at.flat else 2)
     column_bias = (
         bias.view(lambda t, lead: t.reshape(*t.shape, *column), whole=True) if isinstance(bias, Shares) else bias.view(-1, *column)
     )

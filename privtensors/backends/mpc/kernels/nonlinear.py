@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,24 +12,26 @@ from torch import Tensor
 
 from privtensors.backends.mpc.costs import CUT_FRAC, RANGE_BITS
 from privtensors.backends.mpc.kernels.arithmetic import Operand, add, mul, root, sub
+from privtensors.backends.mpc.kernels.deferred import Deferred
 from privtensors.backends.mpc.kernels.linear import pair
 from privtensors.backends.mpc.kernels.shape import constant
 from privtensors.backends.mpc.protocols.activation import activate, exponential_series
 from privtensors.backends.mpc.protocols.argmax import argmax
-from privtensors.backends.mpc.protocols.arithmetic import lift, normal, open_wire, square_wire
+from privtensors.backends.mpc.protocols.arithmetic import lift, normal, open_wire, rescale, square_wire
 from privtensors.backends.mpc.protocols.compare import at_least, clamp, select
 from privtensors.backends.mpc.protocols.fourier import pieces
+from privtensors.backends.mpc.protocols.gradients import statistics
 from privtensors.backends.mpc.protocols.normalise import layer_norm
 from privtensors.backends.mpc.protocols.softmax import attention, public_mask, softmax
 from privtensors.backends.mpc.runtime import Host, Protocol, Runtime
-from privtensors.backends.mpc.shares import Shares
+from privtensors.backends.mpc.shares import Shares, Wire
 from privtensors.errors import InvalidInput, OutOfRange, UnsupportedOp
 
 
-def _sign(rt: Runtime, x: Shares, threshold: float, frac: int) -> Protocol[Tensor]:
-    """Boolean shares of x ≥ threshold, decided to ``2^-frac``."""
+def _sign(rt: Runtime, x: Shares, threshold: float, frac: int, wire: Wire | None = None) -> Protocol[Tensor]:
+    """Boolean shares of x ≥ threshold, decided to ``2^-frac``; ``wire`` is x opened before."""
     base = x if x.ring - x.frac + frac >= frac + RANGE_BITS + 1 else (yield from normal(rt, x))
-    bits = yield from at_least(rt, base, [round(threshold * 2.0**frac)], frac=frac, range_bits=RANGE_BITS)
+    bits = yield from at_least(rt, base, [round(threshold * 2.0**frac)], frac=frac, range_bits=RANGE_BITS, wire=wire)
     return bits[:, 0]
 
 
@@ -56,8 +59,11 @@ def comparison_kernel(strict: bool, less: bool) -> Callable[..., Shares]:
 def relu_protocol(rt: Runtime, x: Shares) -> Protocol[Shares]:
     """max(x, 0), decided to 2^-12."""
     ready = x if x.ring == 64 else (yield from normal(rt, x))
-    bit = yield from _sign(rt, ready, 0.0, CUT_FRAC)
-    return (yield from select(rt, [(bit, ready)], ready))
+    if ready.frac < CUT_FRAC:
+        ready = rescale(ready, rt.frac)
+    wire = yield from open_wire(rt, ready)
+    bit = yield from _sign(rt, ready, 0.0, CUT_FRAC, wire)
+    return (yield from select(rt, [(bit, wire)], ready))
 
 
 def relu(backend: Host, x: Shares) -> Shares:
@@ -180,7 +186,8 @@ def exp(backend: Host, x: Shares) -> Shares:
 
     def protocol(rt: Runtime) -> Protocol[Shares]:
         ready = x if x.ring == 64 else (yield from normal(rt, x))
-        limited = yield from clamp(rt, ready, round(-24 * 2.0**CUT_FRAC), round(8 * 2.0**CUT_FRAC), frac=CUT_FRAC, range_bits=RANGE_BITS)
+        low, high = (round(v * 2.0**CUT_FRAC) for v in (-24, 8))
+        limited = yield from clamp(rt, ready, low, high, frac=CUT_FRAC, range_bits=RANGE_BITS, ends=True)
         words = yield from pieces(rt, limited, (exponential_series(),), (6 + limited.frac,), 50)
         half = yield from lift(rt, x.like(words[:, 0], 50, 64), 24)
         out = square_wire(rt, (yield from open_wire(rt, half)))
@@ -216,17 +223,27 @@ def sdpa(
     keep, bias = public_mask(q.shape[-2], k.shape[-2], is_causal, attn_mask)
     factor = scale if scale is not None else 1.0 / math.sqrt(q.shape[-1])
     q, k, v = (t if isinstance(t, Shares) else constant(backend, t) for t in (q, k, v))
+    k, v = (_heads_of(t, q) for t in (k, v))
     return backend.run(attention(backend.runtime, q, k, v, keep, bias, factor)), None
+
+
+def _heads_of(x: Shares, q: Shares) -> Shares:
+    """Keys or values with one head for each of ``q``: grouped-query attention shares each among several."""
+    groups = q.shape[-3] // max(x.shape[-3], 1)
+    return x if groups == 1 else x.like(x.data.repeat_interleave(groups, dim=-3))
 
 
 def layer_norm_(
     backend: Host, x: Shares | Tensor, shape: Sequence[int], weight: Shares | Tensor | None, bias: Shares | Tensor | None, eps: float
-) -> tuple[Shares, None, None]:
-    """Layer normalisation over the trailing dimensions. ATen's mean and 1/std are not computed."""
+) -> tuple[Shares, Shares, Shares]:
+    """Layer normalisation over the trailing dimensions. ATen's mean and 1/std are computed when a backward pass uses them."""
+    lead = tuple(x.shape[: len(x.shape) - len(shape)])
     if isinstance(x, Tensor):  # public input, shared gain or bias
+        flat = x.reshape(*lead, *[1] * (len(shape) - 1), -1)
+        mean, variance = flat.mean(-1, keepdim=True), flat.var(-1, keepdim=True, unbiased=False)
         plain: Operand = torch.nn.functional.layer_norm(x, list(shape), None, None, eps)
         plain = plain if weight is None else mul(backend, plain, weight) if isinstance(weight, Shares) else plain * weight  # type: ignore[operator]
-        return add(backend, plain, 0.0 if bias is None else bias), None, None
+        return add(backend, plain, 0.0 if bias is None else bias), constant(backend, mean), constant(backend, (variance + eps).rsqrt())
     rows = x.like(x.data.reshape(len(x.data), *x.shape[: len(x.shape) - len(shape)], math.prod(shape)))
     gain = weight
     if isinstance(weight, Shares) and len(shape) > 1:
@@ -238,7 +255,14 @@ def layer_norm_(
         out = mul(backend, out, weight)
     if bias is not None:
         out = add(backend, out, bias)
-    return out, None, None
+    geometry = (*lead, *[1] * len(shape))
+    both = functools.cache(lambda: backend.run(statistics(backend.runtime, rows, eps)))
+
+    def one(index: int) -> Shares:
+        found = both()[index]
+        return found.like(found.data.reshape(len(found.data), *geometry))
+
+    return out, *(Deferred(functools.partial(one, i), geometry, x.dtype) for i in (0, 1))  # type: ignore[return-value]
 
 
 def batch_norm(

@@ -151,9 +151,7 @@ def aligned(backend: Host, tensors: Sequence[Shares | Tensor]) -> tuple[list[Ten
         fine = WORD - 2 - _ROOM
         coarser = [x for x in shared if x.frac > fine or x.ring < WORD]
         fresh = iter(
-            backend.run(parallel(*(lift(backend.runtime, x, fine if x.frac > fine else backend.frac) for x in coarser)))
-            if coarser
-            else ()
+            backend.run(parallel(*(lift(backend.runtime, x, fine if x.frac > fine else backend.frac) for x in coarser))) if coarser else ()
         )
         tensors = [next(fresh) if any(x is y for y in coarser) else x for x in tensors]
         shared = [x for x in tensors if isinstance(x, Shares)]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from privtensors.backends.mpc.fits import Series, fit
-from privtensors.backends.mpc.protocols.arithmetic import open_lifted
+from privtensors.backends.mpc.protocols.arithmetic import lift_opened, open_wire, rescale
 from privtensors.backends.mpc.protocols.compare import at_least, select
 from privtensors.backends.mpc.protocols.fourier import Plan, bulk, widen
 from privtensors.backends.mpc.runtime import Protocol, Runtime, parallel
@@ -60,7 +60,7 @@ def _activation(
     series = fit(function, low=-reach, high=reach, period=2.0**period_log2, harmonics=range(1, harmonics + 1), parity=parity, ridge=1e-6)
     biggest = float(np.abs(function(np.linspace(-reach, reach, 999))).max()) + 0.01
     out_frac = math.floor(29.8 - math.log2(biggest))  # the lift needs the result below 2^30
-    return Activation(name, window, Plan(series, 20 - period_log2, 20, 15, out_frac), below, above, line, error)
+    return Activation(name, window, Plan(series, 20 - period_log2, 20, out_frac), below, above, line, error)
 
 
 def _gelu_tanh_even(x: Any) -> Any:
@@ -72,10 +72,10 @@ def activation(name: str) -> Activation:
     """The evaluation plan of ``gelu``, ``gelu_tanh``, ``silu``, ``tanh``, ``sigmoid`` or ``erf``; fitted once."""
     if name == "gelu":
         return _activation(
-            name, lambda x: 0.5 * x * _erf(x / math.sqrt(2)), window=5.0, period_log2=4, harmonics=9, parity="even", line=True, error=1e-3
+            name, lambda x: 0.5 * x * _erf(x / math.sqrt(2)), window=4.25, period_log2=4, harmonics=7, parity="even", line=True, error=1e-3
         )
     if name == "gelu_tanh":
-        return _activation(name, _gelu_tanh_even, window=5.0, period_log2=4, harmonics=10, parity="even", line=True, error=1e-3)
+        return _activation(name, _gelu_tanh_even, window=4.25, period_log2=4, harmonics=8, parity="even", line=True, error=1e-3)
     if name == "silu":
         return _activation(
             name, lambda x: 0.5 * x * np.tanh(x / 2), window=12.0, period_log2=5, harmonics=16, parity="even", line=True, error=2e-3
@@ -89,22 +89,24 @@ def activation(name: str) -> Activation:
     return _activation(name, _erf, window=3.5, period_log2=4, harmonics=20, parity="odd", below=-1.0, above=1.0, error=1e-3)
 
 
-def activate(rt: Runtime, x: Shares, name: str) -> Protocol[Shares]:
-    """Apply :func:`activation`; 3 rounds. Values beyond ±8192 wrap in the comparison."""
-    act = activation(name)
+def activate(rt: Runtime, x: Shares, name: str | Activation) -> Protocol[Shares]:
+    """Apply :func:`activation`, or a plan; 3 rounds. Values beyond ±8192 wrap in the comparison."""
+    act = activation(name) if isinstance(name, str) else name
     limit = round(act.window * 2**_CUT)
-    offset = 0.5 if name == "sigmoid" else 0.0
+    offset = (act.below + act.above) / 2  # the series is odd around it: 1/2 for sigmoid and the slopes of GELU and SiLU
+
+    x = rescale(x, max(x.frac, rt.frac))
+    # With a line, or where ranges are checked, x is wanted in the full ring as well: one opening serves all three.
+    wire = (yield from open_wire(rt, x)) if act.line or rt.watch is not None else None
 
     def inside() -> Protocol[Wire]:
-        value = yield from widen(rt, (yield from bulk(rt, x, act.plan)), act.plan.out_frac, rt.frac)
+        value = yield from widen(rt, (yield from bulk(rt, x, act.plan, wire)), act.plan.out_frac, rt.frac)
         if offset:
             value.public += round(offset * 2**rt.frac)
         return value
 
-    def half_line() -> Protocol[Wire | None]:
-        return (yield from open_lifted(rt, x, rt.frac - 1)) if act.line else None
-
-    above, value, half = yield from parallel(at_least(rt, x, [-limit, limit], frac=_CUT, range_bits=RANGE_BITS), inside(), half_line())
+    half = None if wire is None or not act.line else lift_opened(rt, wire, rt.frac - 1)
+    above, value = yield from parallel(at_least(rt, x, [-limit, limit], frac=_CUT, range_bits=RANGE_BITS, wire=wire), inside())
     under, over = rt.flip_public(above[:, 0].clone()), above[:, 1]
     terms: list[tuple[torch.Tensor, Shares | Wire | int]] = [(above[:, 0] ^ over, value if half is None else value.plus(half))]
     if half is not None:  # opened at one fractional bit less, it reads as x / 2

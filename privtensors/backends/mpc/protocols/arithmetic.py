@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from privtensors.backends.mpc.hidden import Hidden, derive, itself
+from privtensors.backends.mpc.protocols.ranges import watch_interval
 from privtensors.backends.mpc.runtime import Open, Protocol, Runtime
 from privtensors.backends.mpc.shares import WORD, Part, Shares, Wire, broadcast_shape, low_bits
 from privtensors.errors import ProtocolError
@@ -137,26 +138,38 @@ def lift(rt: Runtime, x: Shares, frac: int) -> Protocol[Shares]:
         return x
     if x._lifted is not None and x._lifted.frac == frac:
         return x._lifted
-    lifted = x.like((yield from lift_words(rt, x.data, ring, shift)), frac, WORD)
+    lifted = x.like((yield from lift_words(rt, x.data, ring, shift, promised=True)), frac, WORD)
     x._lifted = lifted
     return lifted
 
 
-def lift_words(rt: Runtime, data: Tensor, ring: int, shift: int) -> Protocol[Tensor]:
+def lift_words(rt: Runtime, data: Tensor, ring: int, shift: int, *, promised: bool = False) -> Protocol[Tensor]:
     """The words behind :func:`lift`; ``data`` may be int32 when ``ring`` is at most 32.
+
+    Args:
+        promised: Where ranges are checked, check the bookkeeping's promise: int64 ``data`` below ``2^(ring - 2)``.
 
     Raises:
         ProtocolError: A shift that leaves nothing of the ring.
     """
     if ring == WORD and shift == 0:
         return data
-    public, minus_masks, _, _ = yield from _lifted(rt, data, ring, shift)
+    public, minus_masks, _, _ = yield from _lifted(rt, data, ring, shift, promised)
     return rt.add_public(minus_masks, public)
 
 
-def lift_wire(rt: Runtime, data: Tensor, ring: int, shift: int, frac: int) -> Protocol[Wire]:
+def lift_wire(rt: Runtime, data: Tensor, ring: int, shift: int, frac: int, *, promised: bool = False) -> Protocol[Wire]:
     """Lift and keep what was opened: the result is ready for elementwise products without another round."""
-    public, minus_masks, kept, part = yield from _lifted(rt, data, ring, shift)
+    public, minus_masks, kept, part = yield from _lifted(rt, data, ring, shift, promised)
+    return Wire(public, -minus_masks, kept, frac, WORD, rt.first, extra=(part,))
+
+
+def lift_opened(rt: Runtime, wire: Wire, frac: int) -> Wire:
+    """A value that is open already, truncated to ``frac`` fractional bits and lifted to the full ring; local."""
+    ring, shift = wire.ring, wire.frac - frac
+    _check_truncation(ring, shift)
+    kept, top_bit, minus_kept, wrap = _lift_masks(rt, wire.mask, tuple(wire.public.shape), ring, shift)
+    public, minus_masks, kept, part = _lift_public(wire.public + (1 << (ring - 2)), kept, top_bit, minus_kept, wrap, ring, shift)
     return Wire(public, -minus_masks, kept, frac, WORD, rt.first, extra=(part,))
 
 
@@ -170,30 +183,47 @@ def open_lifted(rt: Runtime, x: Shares, frac: int) -> Protocol[Wire]:
         x, shift, ring = rescale(x, frac), 0, min(WORD, x.ring + frac - x.frac)
     if ring == WORD and shift == 0:
         return (yield from open_wire(rt, x))
-    return (yield from lift_wire(rt, x.data, ring, shift, frac))
+    return (yield from lift_wire(rt, x.data, ring, shift, frac, promised=True))
 
 
-def _lifted(rt: Runtime, data: Tensor, ring: int, shift: int) -> Protocol[tuple[Tensor, Tensor, Hidden, Part]]:
+def _lifted(rt: Runtime, data: Tensor, ring: int, shift: int, promised: bool) -> Protocol[tuple[Tensor, Tensor, Hidden, Part]]:
     """value >> shift = public - mask in the full ring, mask = kept - no_top · top_bit · 2^(ring - shift).
 
     Returns:
         The public words, shares of minus the mask, and the dealer's two parts of the mask.
     """
+    _check_truncation(ring, shift)
+    mask = rt.dealer.mask(tuple(data.shape[1:]), data.dtype)
+    parts = _lift_masks(rt, mask.hidden, tuple(data.shape[1:]), ring, shift)
+    words = data + mask.shares
+    rt.add_public(words, 1 << (ring - 2))
+    (opened,) = yield [Open(words, ring)]
+    if promised:
+        watch_interval(rt, opened, mask.hidden, ring, 0, 1 << (ring - 1))
+    return _lift_public(opened.to(torch.int64), *parts, ring, shift)
+
+
+def _check_truncation(ring: int, shift: int) -> None:
     if not 0 <= shift <= ring - 2:
         raise ProtocolError(f"truncation by {shift} bits in a ring of {ring}", where="mpc bookkeeping")
-    shape = tuple(data.shape[1:])
-    mask = rt.dealer.mask(shape, data.dtype)
-    full = derive(lambda m: m.to(torch.int64), mask.hidden)
+
+
+def _lift_masks(rt: Runtime, mask: Hidden, shape: tuple[int, ...], ring: int, shift: int) -> tuple[Hidden, Hidden, Tensor, Tensor]:
+    """The dealer's two parts of a mask that is truncated, and their shares: minus the first, and the second times 2^(ring - shift)."""
+    full = derive(lambda m: m.to(torch.int64), mask)
     top_bit = derive(lambda m: (m >> (ring - 1)) & 1, full)
     kept = derive(lambda m: low_bits(m, ring) >> shift if ring < WORD else low_bits(m >> shift, WORD - shift), full)
     minus_kept = rt.dealer.share(torch.neg, kept, shape=shape)
     wrap = rt.dealer.share(itself, top_bit, shape=shape, bits=WORD - (ring - shift))
     with rt.meter.offline():
         wrap <<= ring - shift
-    words = data + mask.shares
-    rt.add_public(words, 1 << (ring - 2))
-    (opened,) = yield [Open(words, ring)]
-    c = opened.to(torch.int64)
+    return kept, top_bit, minus_kept, wrap
+
+
+def _lift_public(
+    c: Tensor, kept: Hidden, top_bit: Hidden, minus_kept: Tensor, wrap: Tensor, ring: int, shift: int
+) -> tuple[Tensor, Tensor, Hidden, Part]:
+    """``c`` is the opened value plus 2^(ring - 2)."""
     no_top = 1 - ((c >> (ring - 1)) & 1)
     public = low_bits(c, ring) >> shift if ring < WORD else low_bits(c >> shift, WORD - shift)
     public -= 1 << (ring - 2 - shift)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from privtensors.backends.mpc.hidden import Hidden, derive, itself
-from privtensors.backends.mpc.protocols.arithmetic import rescale, shrink
+from privtensors.backends.mpc.protocols.arithmetic import open_wire, rescale, shrink
+from privtensors.backends.mpc.protocols.ranges import watch_bits, watch_interval
 from privtensors.backends.mpc.runtime import Open, Protocol, Runtime
 from privtensors.backends.mpc.shares import WORD, Shares, Wire
 from privtensors.errors import ProtocolError
@@ -24,7 +25,15 @@ DIGIT: Final = 5  # a thermometer of a 5-bit digit fills an int32 word
 
 
 def at_least(
-    rt: Runtime, x: Shares, thresholds: Sequence[int], *, frac: int, range_bits: int, digit: int = DIGIT, group: int = 3
+    rt: Runtime,
+    x: Shares,
+    thresholds: Sequence[int],
+    *,
+    frac: int,
+    range_bits: int,
+    digit: int = DIGIT,
+    group: int = 3,
+    wire: Wire | None = None,
 ) -> Protocol[Tensor]:
     """Boolean shares of ``x ≥ t`` for public thresholds.
 
@@ -35,24 +44,41 @@ def at_least(
         range_bits: Integer bits of the window.
         digit: Bits per digit: 5 (4 dealer bytes a digit), or 10 for few elements (128 dealer bytes, fewer rounds).
         group: Digits combined per AND round.
+        wire: ``x`` opened before, with no fewer fractional bits than ``frac``: then it is not opened again. Where ranges
+            are checked, all of ``x`` is opened, and whether it lies in the window is checked.
 
     Returns:
         int8 tensor ``(parties, len(thresholds), *shape)`` of XOR-shared bits. 2 rounds for up to ``group`` digits, 3 for
-        up to ``group²``.
+        up to ``group²``; one less with ``wire``.
     """
     low = frac + range_bits
     width, shift = low + 1, x.frac - frac
     if low < 1:
         raise ProtocolError(f"a comparison window of {width} bits", where="mpc bookkeeping")
-    if x.ring - max(shift, 0) < width:
+    if x.ring - max(shift, 0) < width or (wire is not None and (shift < 0 or wire.frac != x.frac or wire.ring < x.ring or wire.extra)):
         raise ProtocolError(f"comparison of {width} bits in a ring of {x.ring - shift}", where="mpc bookkeeping")
-    words = shrink(x.data, shift)
+    if rt.watch is not None:
+        if shift < 0:
+            x, shift = rescale(x, frac), 0
+        wire = wire if wire is not None else (yield from open_wire(rt, x))
+        reach = 1 << (low + shift)
+        watch_interval(
+            rt, wire.public, wire.mask, wire.ring, (max(thresholds) << shift) - reach + 1, (min(thresholds) << shift) + reach
+        )
     narrow = torch.int32 if width <= 32 else torch.int64
-    mask = rt.dealer.mask(x.shape, narrow)
+    masks = torch.empty(0)
+    if wire is None:
+        mask = rt.dealer.mask(x.shape, narrow)
+        hidden, masks = mask.hidden, mask.shares
+    else:  # both shifted: right to one unit
+        hidden = derive(lambda m: (m >> shift).to(narrow), wire.mask)
     digits = [(start, min(digit, low - start)) for start in range(0, low, digit)]
-    tables = [_thermometer(rt, mask.hidden, start, size, x.shape) for start, size in digits]
-    top = rt.dealer.xor_share(lambda m: ((m >> low) & 1).to(torch.int8), mask.hidden, shape=x.shape, dtype=torch.int8, bits=1)
-    (opened,) = yield [Open(words.to(narrow) + mask.shares, width)]
+    tables = [_thermometer(rt, hidden, start, size, x.shape) for start, size in digits]
+    top = rt.dealer.xor_share(lambda m: ((m >> low) & 1).to(torch.int8), hidden, shape=x.shape, dtype=torch.int8, bits=1)
+    if wire is not None:
+        opened = (wire.public >> shift).to(narrow)
+    else:
+        (opened,) = yield [Open(shrink(x.data, shift).to(narrow) + masks, width)]
     less, equal = [], []
     shape = (len(thresholds), *x.shape)
     offsets = torch.tensor(thresholds, dtype=narrow).view(-1, *[1] * len(x.shape))
@@ -62,7 +88,7 @@ def at_least(
         less.append(_below(table, a))
         equal.append(_not_above(rt, table, a) ^ less[-1])
     borrow = yield from _first_difference(rt, less, equal, group)
-    sign = borrow.view(len(mask.shares), *shape) ^ top.unsqueeze(1)
+    sign = borrow.view(rt.parties, *shape) ^ top.unsqueeze(1)
     return rt.flip_public(sign, ((c >> low) & 1).to(torch.int8) ^ 1)
 
 
@@ -190,6 +216,7 @@ def _subsets(items: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 def select(rt: Runtime, terms: Sequence[tuple[Tensor, Shares | Wire | int]], like: Shares | Wire) -> Protocol[Shares]:
     """``Σ bit · value`` for XOR-shared bits and values that are shared, opened, or public integers (in units of the result's scale).
+    The result's ring is the smallest of theirs.
 
     Bit conversion by a shared random bit (daBit: Rotaru and Wood, 2019) and the products take the same single round.
 
@@ -198,13 +225,14 @@ def select(rt: Runtime, terms: Sequence[tuple[Tensor, Shares | Wire | int]], lik
         like: Gives the scale of the result when every value is public, and the dtype when it is Shares.
     """
     shape = tuple(terms[0][0].shape[1:])
+    ring = min([WORD, *(value.ring for _, value in terms if not isinstance(value, int))])
     messages: list[Open] = []
     flips: list[tuple[Hidden, Tensor]] = []
     values: list[Wire | int] = []
     for bit, value in terms:
         flip = rt.dealer.xor_mask(shape, torch.int8, 1)
         plain = derive(lambda m: m.to(torch.int64), flip.hidden)
-        flips.append((plain, rt.dealer.share(itself, plain, shape=shape)))
+        flips.append((plain, rt.dealer.share(itself, plain, shape=shape, bits=ring)))
         messages.append(Open(bit ^ flip.shares, 1, xor=True))
         if isinstance(value, Shares):
             mask = rt.dealer.mask(value.shape)
@@ -213,10 +241,10 @@ def select(rt: Runtime, terms: Sequence[tuple[Tensor, Shares | Wire | int]], lik
             values.append(Wire(torch.empty(0, dtype=torch.int64), mask.shares, mask.hidden, value.frac, value.ring, rt.first))
         else:
             values.append(value)
-    products = [_bit_mask_products(rt, plain, shape, value) for (plain, _), value in zip(flips, values, strict=True)]
+    products = [_bit_mask_products(rt, plain, shape, ring, value) for (plain, _), value in zip(flips, values, strict=True)]
     opened = iter((yield messages))
     total: Tensor | None = None
-    frac, ring = like.frac, WORD
+    frac = like.frac
     for (_, arithmetic), (_, given), value, product in zip(flips, terms, values, products, strict=True):
         flipped = next(opened).to(torch.int64) & 1
         sign = 1 - 2 * flipped
@@ -231,39 +259,56 @@ def select(rt: Runtime, terms: Sequence[tuple[Tensor, Shares | Wire | int]], lik
             for coefficient, words in product:
                 arithmetic -= words.mul_(sign if coefficient is None else sign * coefficient)
             arithmetic -= value.masks * flipped
-            frac, ring = value.frac, min(ring, value.ring)
+            frac = value.frac
         total = arithmetic if total is None else total.add_(arithmetic)
     assert total is not None
     return Shares(total, frac, ring, like.dtype if isinstance(like, Shares) else torch.float32)
 
 
-def _bit_mask_products(rt: Runtime, bit: Hidden, shape: tuple[int, ...], value: Wire | int) -> list[tuple[Tensor | None, Tensor]]:
-    """Shares of the dealer's bit times each part of an opened value's mask, with the part's public coefficient."""
+def _bit_mask_products(
+    rt: Runtime, bit: Hidden, shape: tuple[int, ...], ring: int, value: Wire | int
+) -> list[tuple[Tensor | None, Tensor]]:
+    """Shares modulo ``2^ring`` of the dealer's bit times each part of an opened value's mask, with the part's public coefficient."""
     if isinstance(value, int):
         return []
     shape = tuple(torch.broadcast_shapes(shape, value.masks.shape[1:]))  # type: ignore[no-untyped-call]
-    out: list[tuple[Tensor | None, Tensor]] = [(None, rt.dealer.share(torch.mul, bit, value.mask, shape=shape))]
+    out: list[tuple[Tensor | None, Tensor]] = [(None, rt.dealer.share(torch.mul, bit, value.mask, shape=shape, bits=ring))]
     for part in value.extra:
-        if part.shift >= WORD:  # a multiple of 2^64 is nothing
+        if part.shift >= ring:  # a multiple of 2^ring is nothing
             continue
-        words = rt.dealer.share(torch.mul, bit, part.mask, shape=shape, bits=WORD - part.shift)
+        words = rt.dealer.share(torch.mul, bit, part.mask, shape=shape, bits=ring - part.shift)
         with rt.meter.offline():
             words <<= part.shift
         out.append((part.coefficient, words))
     return out
 
 
-def clamp(rt: Runtime, x: Shares, low: int | None, high: int | None, *, frac: int, range_bits: int) -> Protocol[Shares]:
+def clamp(
+    rt: Runtime, x: Shares, low: int | None, high: int | None, *, frac: int, range_bits: int, ring: int = WORD, ends: bool = False
+) -> Protocol[Shares]:
     """``x`` limited to [low, high], both in units of ``2^-frac``; scale and ring stay unless x is coarser than a
-    unit. Within one unit of a limit either side may be returned."""
+    unit. Within one unit of a limit either side may be returned.
+
+    Args:
+        ring: Bits that the result keeps; what is above them is looked at where ranges are checked, and opened only then.
+        ends: Values above ``high`` are out of range, which checked ranges tell; else limiting them is what the caller wants.
+    """
     x = rescale(x, max(x.frac, frac))
+    if rt.watch is None:
+        x = x.like(x.data, ring=min(x.ring, ring))
     limits = [t for t in (low, high) if t is not None]
-    above = yield from at_least(rt, x, limits, frac=frac, range_bits=range_bits)
+    wire = yield from open_wire(rt, x)
+    above = yield from at_least(rt, x, limits, frac=frac, range_bits=range_bits, wire=wire)
+    if ends and high is not None:
+        watch_bits(rt, above[:, -1])
+    if x.ring > ring:
+        x = x.like(x.data, ring=ring)
+        wire = Wire(wire.public, wire.masks, wire.mask, wire.frac, ring, wire.first)
     scale = x.frac - frac
     first, last = above[:, 0], above[:, -1]
     if low is None or high is None:
         keep = first if low is not None else rt.flip_public(first.clone())
         outside = rt.flip_public(keep.clone())
-        return (yield from select(rt, [(keep, x), (outside, limits[0] << scale)], x))
+        return (yield from select(rt, [(keep, wire), (outside, limits[0] << scale)], x))
     under = rt.flip_public(first.clone())
-    return (yield from select(rt, [(first ^ last, x), (last, high << scale), (under, low << scale)], x))
+    return (yield from select(rt, [(first ^ last, wire), (last, high << scale), (under, low << scale)], x))

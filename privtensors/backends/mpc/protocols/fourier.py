@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from privtensors.backends.mpc.fits import Series
+from privtensors.backends.mpc.hidden import derive
 from privtensors.backends.mpc.protocols.arithmetic import lift_wire, shrink
 from privtensors.backends.mpc.runtime import Open, Protocol, Runtime
 from privtensors.backends.mpc.shares import Shares, Wire
@@ -33,7 +34,6 @@ class Plan:
         series: The fit; its period must be a power of two times ``2^-frac`` units.
         frac: Fractional bits of the argument that is opened; ``period_bits - frac`` integer bits.
         period_bits: log2 of the period in those units.
-        table_bits: Fractional bits of the dealer's cos and sin.
         out_frac: Fractional bits of the result, before any truncation.
         unit: The series' argument is ``unit`` times the shared value.
     """
@@ -41,13 +41,18 @@ class Plan:
     series: Series
     frac: int
     period_bits: int
-    table_bits: int
     out_frac: int
     unit: float = 1.0
 
     def __post_init__(self) -> None:
         if not math.isclose(self.series.period / self.unit * 2.0**self.frac, 2.0**self.period_bits):
             raise ProtocolError(f"period {self.series.period} is not {self.unit} · 2^{self.period_bits - self.frac}", where="Fourier plan")
+
+    @property
+    def table_bits(self) -> tuple[int, ...]:
+        """Per harmonic, fractional bits of the dealer's cos and sin: table and coefficient round to equal errors."""
+        sizes = (math.hypot(c, s) for c, s in zip(self.series.cosine, self.series.sine, strict=True))
+        return tuple(min(20, max(0, round((self.out_frac + math.log2(max(size, 1e-9))) / 2))) for size in sizes)
 
     @property
     def parity(self) -> str:
@@ -66,54 +71,68 @@ def _turn(a: Tensor, b: Tensor, cos: Tensor, sin: Tensor, spare_a: Tensor, spare
     return spare_a, spare_b, a, b
 
 
-def _start(theta: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _start(theta: Tensor, plan: Plan) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     ks = plan.series.harmonics
     step = ks[1] - ks[0] if len(ks) > 1 else 1
-    return (theta * step).cos_(), (theta * step).sin_(), (theta * ks[0]).cos_().mul_(scale), (theta * ks[0]).sin_().mul_(scale)
+    return (theta * step).cos_(), (theta * step).sin_(), (theta * ks[0]).cos_(), (theta * ks[0]).sin_()
 
 
-def bulk(rt: Runtime, x: Shares, plan: Plan) -> Protocol[Tensor]:
+def bulk(rt: Runtime, x: Shares, plan: Plan, wire: Wire | None = None) -> Protocol[Tensor]:
     """The series on every element, in a 32-bit ring: for large tensors. 1 round, ``period_bits`` per element.
+
+    Args:
+        wire: ``x`` opened before, at no fewer fractional bits than the plan's: then it is not opened again.
 
     Returns:
         int32 words ``(parties, *shape)`` with ``plan.out_frac`` fractional bits; the result must be below
         ``2^(30 - out_frac)``.
     """
     shape, count = x.shape, math.prod(x.shape)
-    words = shrink(x.data, x.frac - plan.frac).to(torch.int32)
+    shift = x.frac - plan.frac
+    if wire is not None and (shift < 0 or wire.frac != x.frac or wire.ring < x.ring or wire.extra):
+        raise ProtocolError("a series of a value that was opened at another scale", where="mpc bookkeeping")
     if x.ring - max(x.frac - plan.frac, 0) < plan.period_bits:
         raise ProtocolError(f"period of {plan.period_bits} bits in a ring of {x.ring}", where="mpc bookkeeping")
     harmonics, angle = len(plan.series.harmonics), 2 * math.pi / (1 << plan.period_bits)
-    low = (1 << plan.period_bits) - 1
-    mask = rt.dealer.mask(shape, torch.int32)
+    low, table_bits = (1 << plan.period_bits) - 1, plan.table_bits
+    if wire is None:
+        mask = rt.dealer.mask(shape, torch.int32)
+        hidden = mask.hidden
+    else:  # both shifted: right to one unit
+        hidden = derive(lambda m: (m >> shift).to(torch.int32), wire.mask)
 
     def fill(value: Tensor, base: Tensor, out: Tensor) -> None:
         delta = (value & low).view(-1)
         for i in range(0, count, _BLOCK):
             block = slice(i, min(count, i + _BLOCK))
-            cos, sin, a, b = _start(delta[block].to(torch.float32) * angle, plan, 2.0**plan.table_bits)
+            cos, sin, a, b = _start(delta[block].to(torch.float32) * angle, plan)
             free_a, free_b = torch.empty_like(a), torch.empty_like(a)
-            for j in range(harmonics):
-                torch.round(a, out=free_a)
-                torch.round(b, out=free_b)
+            for j, bits in enumerate(table_bits):
+                torch.mul(a, 2.0**bits, out=free_a).round_()
+                torch.mul(b, 2.0**bits, out=free_b).round_()
                 torch.sub(free_a.to(torch.int32), base[2 * j, block], out=out[2 * j, block])
                 torch.sub(free_b.to(torch.int32), base[2 * j + 1, block], out=out[2 * j + 1, block])
                 if j + 1 < harmonics:
                     a, b, free_a, free_b = _turn(a, b, cos, sin, free_a, free_b)
 
-    tables = rt.dealer.filled(fill, mask.hidden, shape=(2 * harmonics, count), dtype=torch.int32)
-    (opened,) = yield [Open(words + mask.shares, plan.period_bits)]
-    if not len(mask.shares):  # the dealer
+    tables = rt.dealer.filled(fill, hidden, shape=(2 * harmonics, count), dtype=torch.int32)
+    if wire is None:
+        (opened,) = yield [Open(shrink(x.data, shift).to(torch.int32) + mask.shares, plan.period_bits)]
+    else:
+        opened = (wire.public >> shift).to(torch.int32)
+    if not rt.parties:  # the dealer
         return torch.empty(0, *shape, dtype=torch.int32)
     point = (opened & low).view(-1)
-    out = torch.empty(len(mask.shares), count, dtype=torch.int32)
+    out = torch.empty(rt.parties, count, dtype=torch.int32)
     constant = round(plan.series.constant * 2.0**plan.out_frac)
+    scales = [2.0 ** (plan.out_frac - bits) for bits in table_bits]
+    coefficients = [(c * scale, s * scale) for c, s, scale in zip(plan.series.cosine, plan.series.sine, scales, strict=True)]
     for i in range(0, count, _BLOCK):
         block = slice(i, min(count, i + _BLOCK))
-        cos, sin, a, b = _start(point[block].to(torch.float32) * angle, plan, 2.0 ** (plan.out_frac - plan.table_bits))
+        cos, sin, a, b = _start(point[block].to(torch.float32) * angle, plan)
         free_a, free_b, term = torch.empty_like(a), torch.empty_like(a), torch.empty_like(a)
-        total = torch.zeros(len(mask.shares), len(a), dtype=torch.int32)
-        for j, (c, s) in enumerate(zip(plan.series.cosine, plan.series.sine, strict=True)):
+        total = torch.zeros(rt.parties, len(a), dtype=torch.int32)
+        for j, (c, s) in enumerate(coefficients):
             # c·cos k(o-δ) + s·sin k(o-δ) = cos kδ · (c·cos ko + s·sin ko) + sin kδ · (c·sin ko - s·cos ko)
             for at, first, second, sign in ((2 * j, a, b, 1.0), (2 * j + 1, b, a, -1.0)):
                 torch.mul(first, c, out=term) if c else torch.mul(second, sign * s, out=term)
@@ -123,7 +142,7 @@ def bulk(rt: Runtime, x: Shares, plan: Plan) -> Protocol[Tensor]:
             if j + 1 < harmonics:
                 a, b, free_a, free_b = _turn(a, b, cos, sin, free_a, free_b)
         out[:, block] = total
-    return rt.add_public(out, constant).view(len(mask.shares), *shape)
+    return rt.add_public(out, constant).view(rt.parties, *shape)
 
 
 def pieces(rt: Runtime, x: Shares, series: tuple[Series, ...], period_bits: tuple[int, ...], out_frac: int) -> Protocol[Tensor]:
@@ -155,7 +174,7 @@ def pieces(rt: Runtime, x: Shares, series: tuple[Series, ...], period_bits: tupl
 
     tables = rt.dealer.share(table, mask.hidden, shape=(len(series), 2 * len(series[0].harmonics), *x.shape))
     (opened,) = yield [Open(x.data + mask.shares, x.ring)]
-    if not len(mask.shares):
+    if not rt.parties:
         return torch.empty(0, len(series), *x.shape, dtype=torch.int64)
     phase = phases(opened)
     cos, sin = phase.cos(), phase.sin()

@@ -17,6 +17,7 @@ from privtensors.backends.mpc.fits import Series, fit
 from privtensors.backends.mpc.protocols.arithmetic import lift, multiply_wires, normal, open_lifted, open_wire, rescale, square_wire
 from privtensors.backends.mpc.protocols.compare import at_least, select
 from privtensors.backends.mpc.protocols.fourier import pieces
+from privtensors.backends.mpc.protocols.ranges import watch_bits
 from privtensors.backends.mpc.runtime import Protocol, Runtime, parallel
 from privtensors.backends.mpc.shares import WORD, Shares, Wire
 
@@ -29,7 +30,7 @@ def _unit_fit(exponent: float) -> Series:
     return fit(lambda x: x**exponent, low=0.9, high=4.5, period=8.0, harmonics=range(1, 11), ridge=1e-9, weight=lambda x: x**-exponent)
 
 
-def power(rt: Runtime, x: Shares, exponent: float, *, low: int, octaves: int) -> Protocol[Shares]:
+def power(rt: Runtime, x: Shares, exponent: float, *, low: int, octaves: int, safe: bool = False) -> Protocol[Shares]:
     """``x ** exponent`` for positive x in [2^low, 2^(low + octaves)], saturating outside, zero and negative x included.
 
     Relative error below 6e-6 while the results span 15 octaves, 5e-5 for 18. x beyond 2^(low + octaves + 6) wraps.
@@ -39,6 +40,7 @@ def power(rt: Runtime, x: Shares, exponent: float, *, low: int, octaves: int) ->
         exponent: -1 or -0.5 (any negative power).
         low: log2 of the smallest value told apart.
         octaves: Even number of octaves covered.
+        safe: x cannot leave [2^low, 2^(low + octaves)], or does where nobody looks: there is nothing to check.
     """
     x = rescale(x, max(x.frac, 2 - low))  # the smallest octaves need some units to be told apart
     count = octaves // 2
@@ -68,6 +70,8 @@ def power(rt: Runtime, x: Shares, exponent: float, *, low: int, octaves: int) ->
         at_least(rt, x, thresholds, frac=frac, range_bits=min(x.ring - x.frac - 2, low + octaves + 6), digit=ROW_DIGIT, group=5),
     )
     under = rt.flip_public(above[:, 0].clone())
+    if not safe:
+        watch_bits(rt, torch.stack([under, above[:, count]], 1))
     terms: list[tuple[torch.Tensor, Shares | Wire | int]] = [(under, round(scales[0] * 2.0**out_frac))]
     for j in range(count):
         terms.append((above[:, j] ^ above[:, j + 1], Shares(values[:, j].contiguous(), out_frac, WORD, x.dtype)))

@@ -36,7 +36,10 @@ from privtensors.errors import InvalidInput, OutOfRange, ParameterError, Protoco
 
 LOW: Final = -14.0  # scores this far below their row's mean weigh less than 1e-6
 LEAST_HIGH: Final = 52.0  # MiniLM's scores reach 50 above their row's mean
-_FIT: Final = 3e-4  # largest error of exp relative to the row's largest weight
+_FIT: Final = 1.2e-4  # largest error of exp relative to the row's largest weight
+_GAP: Final = 1.25  # period over the interval that is fitted: the more, the fewer harmonics
+_TAIL: Final = 8.0  # how much larger the error of exp(x/2) may be where it is small: it will be squared
+NARROW: Final = 32  # ring of clamped scores
 SCORE_FRAC: Final = 13  # fractional bits of opened queries and keys
 EXP_FRAC: Final = 12  # fractional bits of opened exponentials
 
@@ -72,18 +75,28 @@ def scale_of(factor: float) -> Scale:
     cell = factor * 2.0**cell_bits
     top = cell + 0.3  # the coarse maximum is right to one cell
     beside = top + 3 * cell - LOW
-    period_log2 = math.ceil(math.log2(1.2 * (LEAST_HIGH + beside) / factor))
+    period_log2 = math.ceil(math.log2(_GAP * (LEAST_HIGH + beside) / factor))
     period = factor * 2.0**period_log2
     offset = math.ceil(-LOW / cell) + 2
-    high = min(period / 1.2 - beside, (61 - offset) * cell)
+    high = min(period / _GAP - beside, (61 - offset) * cell)
     # The argument is s itself, so the period in its units is a power of two whatever the factor.
-    for count in range(16, 40, 2):
-        series = fit(lambda x: np.exp(x / 2), low=top - period / 1.2, high=top, period=period, harmonics=range(1, count + 1), ridge=2e-5)
-        if 2 * series.error <= _FIT * math.exp(top / 2):
+    for count in range(13, 40):
+        series = fit(
+            lambda x: np.exp(x / 2),
+            low=top - period / _GAP,
+            high=top,
+            period=period,
+            harmonics=range(1, count + 1),
+            ridge=2e-6,
+            points=1500,
+            weight=lambda x: 1 / (1 + (_TAIL - 1) * np.clip(1 - np.exp(x / 2), 0, 1)),
+        )
+        x = np.linspace(series.low, series.high, 4001)
+        if float(np.abs(series(x) ** 2 - np.exp(x)).max()) <= _FIT * math.exp(top):
             break
     else:
         raise ProtocolError(f"no series of exp for softmax of scores times {factor}", where="mpc bookkeeping")
-    return Scale(factor, cell_bits, offset, high, Plan(series, 20 - period_log2, 20, 15, 27, unit=factor))
+    return Scale(factor, cell_bits, offset, high, Plan(series, 20 - period_log2, 20, 27, unit=factor))
 
 
 def softmax_parts(rt: Runtime, s: Shares, keep: Tensor | None, factor: float) -> Protocol[tuple[Shares, Shares]]:
@@ -99,9 +112,11 @@ def softmax_parts(rt: Runtime, s: Shares, keep: Tensor | None, factor: float) ->
     scale = scale_of(factor)
     cut_frac = 1 - scale.cell_bits  # half a cell
     cut = 2.0**cut_frac / factor
-    t = yield from clamp(
-        rt, s, round(LOW * cut), round(scale.high * cut), frac=cut_frac, range_bits=min(s.ring - s.frac - 2, 20 - cut_frac)
-    )
+    narrow = rescale(s, min(s.frac, scale.plan.frac + 3))
+    ring = min(narrow.ring, NARROW)
+    range_bits = min(ring - narrow.frac - 2, 20 - cut_frac)
+    low, high = round(LOW * cut), round(scale.high * cut)
+    t = yield from clamp(rt, narrow, low, high, frac=cut_frac, range_bits=range_bits, ring=ring, ends=True)
     if keep is not None:
         t = t.like(t.data * keep)
         rt.add_public(t.data, (~keep).to(torch.int64) * (round(LOW * cut) << (t.frac - cut_frac)))
@@ -172,7 +187,7 @@ def _coarse_max(rt: Runtime, t: Shares, scale: Scale) -> Protocol[Tensor]:
 def row_reciprocal(rt: Runtime, total: Shares, n: int, frac: int) -> Protocol[Wire]:
     """1 / (row sum), opened at ``frac`` fractional bits as a column, for sums of ``n`` weights; 4 rounds."""
     octaves = 6 + math.ceil(math.log2(n + 1)) + 4
-    inverse = yield from power(rt, total, -1.0, low=-6, octaves=octaves + octaves % 2)
+    inverse = yield from power(rt, total, -1.0, low=-6, octaves=octaves + octaves % 2, safe=True)
     return (yield from open_lifted(rt, inverse.like(inverse.data.unsqueeze(-1)), frac))
 
 
