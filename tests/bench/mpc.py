@@ -1,171 +1,242 @@
-"""MiniLM with real weights on real text: private (two parties and the dealer in this process) against plain, alternating.
+"""MiniLM with real weights on real text, under MPC: us and our peers, in one run, in alternation, on the same inputs.
 
-Total is offline + online with dealing inline. Bytes are what one computing party sends; dealer bytes are separate. The
-one-time opening of masked weights is measured on its own.
+Each contender has processes of its own and the same cores. Embedded inputs are shared in every run, weights beforehand. Total
+is wall time from plain input to plain output, with the making of correlated randomness inside (offline + online = total).
+Bytes are what one computing party sends; what a dealer sends is separate. Errors are against the plain model.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
+import math
+import os
 import statistics
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import track
-from rich.table import Table
-from transformers import AutoModel, AutoTokenizer
 
-import privtensors as pt
-from privtensors.core.recorder import MemoryRecorder
-from privtensors.testing.assets import minilm_path, movie_reviews, split_reviews
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """Medians of one sequence length."""
-
-    tokens: int
-    plain_s: float
-    plain_cpu_s: float
-    total_s: float
-    total_cpu_s: float
-    offline_s: float
-    online_s: float
-    rounds: int
-    sent_mb_per_party: float
-    dealer_mb: float
-    error_max: float
-    error_mean: float
+from tests.bench.peers import tables
+from tests.bench.peers.alternate import Tournament, fill
+from tests.bench.peers.contender import NETWORKS, Contender, Request, Summary
+from tests.bench.peers.environment import NotMeasured
+from tests.bench.peers.lineup import PEERS, Setting, ours, own
+from tests.bench.peers.model import PlainModel
+from tests.bench.peers.targets import Verdict, judge
 
 
-def timed(call: Callable[[], Any]) -> tuple[Any, float, float]:
-    """Result, wall seconds and CPU seconds of one call."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    result = call()
-    return result, time.perf_counter() - wall, time.process_time() - cpu
+def names(known: Sequence[str]) -> Callable[[str], list[str]]:
+    """An argparse type: names out of ``known``, comma separated."""
+
+    def parse(text: str) -> list[str]:
+        chosen = [name.strip() for name in text.split(",") if name.strip()]
+        if unknown := [name for name in chosen if name not in known]:
+            raise argparse.ArgumentTypeError(f"unknown {', '.join(unknown)}: choose from {', '.join(known)}")
+        return chosen
+
+    return parse
 
 
-def measure(model: Any, private: pt.PrivateModel, session: pt.Session, inputs: list[dict[str, torch.Tensor]], tokens: int) -> Row:
-    """Alternate plain and private forwards over ``inputs``; the first input is a warm-up."""
-    runs = []
-    for i, batch in enumerate(track(inputs, description=f"{tokens} tokens", transient=True)):
-        plain, plain_wall, plain_cpu = timed(lambda batch=batch: model(**batch).last_hidden_state)
-        with session.meter.scope() as scope:
-            hidden, wall, cpu = timed(lambda batch=batch: private(**batch).last_hidden_state)
-        error = (hidden - plain).abs()
-        spent = scope.spent
-        if i:
-            runs.append(
-                (
-                    plain_wall,
-                    plain_cpu,
-                    wall,
-                    cpu,
-                    spent.offline_seconds,
-                    wall - spent.offline_seconds,
-                    error.max().item(),
-                    error.mean().item(),
-                )
+def peer_runs(text: str) -> dict[str, int]:
+    """An argparse type: ``spu=2,crypten=5``."""
+    try:
+        found = {name: int(count) for name, count in (part.split("=") for part in text.split(","))}
+    except ValueError as error:
+        raise argparse.ArgumentTypeError("write it as spu=2,crypten=5") from error
+    if set(found) - set(PEERS) or min(found.values()) < 1:
+        raise argparse.ArgumentTypeError(f"counts of 1 or more, for {', '.join(PEERS)}")
+    return found
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench mpc", description=__doc__)
+    parser.add_argument("--tokens", default="32,128", type=lambda text: [int(t) for t in text.split(",")], help="lengths, comma separated")
+    parser.add_argument("--runs", "--repeats", type=int, default=7, help="counted runs per length and network, each on another review")
+    parser.add_argument("--vs", type=names(tuple(PEERS)), default=[], help=f"peers: {', '.join(PEERS)}")
+    parser.add_argument("--peer-runs", type=peer_runs, default={}, help="counted runs of slow peers; default spu=2, crypten as --runs")
+    parser.add_argument("--network", type=names(tuple(NETWORKS)), default=["loopback"], help=f"of {', '.join(NETWORKS)}")
+    parser.add_argument("--network-runs", type=int, default=2, help="counted runs on a simulated network, at most")
+    parser.add_argument("--error-runs", type=int, default=0, help="further inputs, for our errors alone")
+    parser.add_argument("--threads", type=int, default=2, help="cores, and threads, of a contender in all")
+    parser.add_argument("--json", type=Path, metavar="F", help="also write the numbers to this file")
+    return parser
+
+
+def keep_to(cores: int) -> None:
+    """This process and all it starts stay on ``cores`` cores (Linux)."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+
+
+def start(contenders: Sequence[Contender], say: Console) -> tuple[list[Contender], dict[str, str]]:
+    """Those that could be set up, and why the others could not."""
+    ready, missing = [], {}
+    for contender in contenders:
+        try:
+            contender.set_up(lambda line: say.print(line, style="dim", highlight=False, markup=False))
+            ready.append(contender)
+        except NotMeasured as error:
+            missing[contender.name] = str(error)
+            say.print(f"{contender.name}: not measured: {error}", style="red", highlight=False, markup=False)
+    return ready, missing
+
+
+def more_errors(us: Contender, requests: Sequence[Request]) -> dict[str, Any]:
+    """Largest and mean error of one contender over ``requests``, or the reason why there is none."""
+    what = {"name": us.name, "tokens": requests[0].tokens, "inputs": len(requests)}
+    try:
+        samples = [us.run(request) for request in requests]
+    except NotMeasured as error:
+        return {**what, "reason": str(error)}
+    return {
+        **what,
+        "largest": max(s.error_max for s in samples),
+        "mean": statistics.mean(s.error_mean for s in samples),
+    }
+
+
+def block_rows(
+    rows: Sequence[Summary], contenders: Sequence[Contender], missing: dict[str, str], tokens: int, network: str
+) -> list[Summary]:
+    """One row per contender asked for, in order, those never started included."""
+    found = {row.name: row for row in rows if row.tokens == tokens and row.network == network}
+    for contender in contenders:
+        if contender.name in missing:
+            found[contender.name] = Summary(contender.name, contender.role, tokens, network, reason=missing[contender.name])
+    return [found[c.name] for c in contenders if c.name in found]
+
+
+def play(
+    ready: Sequence[Contender], requests: dict[int, list[Request]], options: argparse.Namespace, say: Console
+) -> tuple[list[Summary], list[dict[str, Any]]]:
+    """All blocks, and the further errors of us."""
+    with say.status("") as status:
+
+        def progress(name: str, turn: int, turns: int) -> None:
+            status.update(f"{where}: {'warm-up' if turn < 0 else f'round {turn + 1} of {turns}'}: {name}")
+
+        tournament, rows, where = Tournament(ready, progress), [], ""
+        for network in options.network:
+            for tokens in options.tokens:
+                where = f"{tokens} tokens, {network}"
+                most = options.runs if NETWORKS[network] is None else options.network_runs
+                rows += tournament.play([replace(request, network=network) for request in requests[tokens]], network, most)
+            rows += fill(rows, ready, network)
+        accuracy = []
+        for contender in ready:
+            if contender.role == "us" and options.error_runs and contender.name not in tournament.failed:
+                for tokens in options.tokens:
+                    status.update(f"{tokens} tokens: errors of {contender.name}")
+                    accuracy.append(more_errors(contender, requests[tokens][: options.error_runs]))
+    return rows, accuracy
+
+
+def once(contenders: Sequence[Contender]) -> list[str]:
+    """What sharing the weights cost, where a contender states it."""
+    lines = []
+    for contender in contenders:
+        facts = getattr(contender, "facts", {})
+        if "weights_s" in facts:
+            sent = f", {facts['weights_bytes'] / 1e6:.0f} MB sent by a party" if "weights_bytes" in facts else ""
+            lines.append(f"{contender.name}: once per model, weights shared and opened under masks in {facts['weights_s']:.2f} s{sent}.")
+    return lines
+
+
+def dealing(rows: Sequence[Summary]) -> list[str]:
+    """A simulated network shapes the computing parties' exchanges only: what the dealer's bytes would take on it is computed."""
+    lines = []
+    for row in rows:
+        link = NETWORKS[row.network]
+        if link is not None and row.dealer_bytes and not row.reason:
+            seconds = link.seconds(int(row.dealer_bytes))
+            lines.append(
+                f"{row.name}, {row.tokens} tokens, {row.network}: the dealer's {row.dealer_bytes / 1e6:.0f} MB are not on the simulated"
+                f" network; sent inline over it they would take {seconds:.2f} s more (computed, not measured)."
             )
-    columns = list(zip(*runs, strict=True))
-    return Row(
-        tokens,
-        *(statistics.median(c) for c in columns[:6]),
-        spent.rounds,
-        spent.bytes_sent / 1e6,
-        spent.dealer_bytes / 1e6,
-        max(columns[6]),
-        statistics.mean(columns[7]),
-    )
+    return lines
 
 
-def real_inputs(tokenizer: Any, tokens: int, count: int) -> list[dict[str, torch.Tensor]]:
-    """Held-out reviews of at least ``tokens`` tokens, cut to exactly that many."""
-    found: list[dict[str, torch.Tensor]] = []
-    for review in split_reviews(movie_reviews()).test:
-        batch = tokenizer(review.text, return_tensors="pt", truncation=True, max_length=tokens)
-        if batch["input_ids"].shape[1] == tokens:
-            found.append(dict(batch))
-        if len(found) == count:
-            return found
-    raise SystemExit(f"fewer than {count} held-out reviews have {tokens} tokens")
+def write(
+    path: Path, options: argparse.Namespace, rows: Sequence[Summary], found: Sequence[Verdict], accuracy: object, facts: object
+) -> None:
+    """Everything that was printed, as JSON. Values that are not finite become null."""
+
+    def finite(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: finite(item) for key, item in value.items()}
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    stated = {
+        "options": {key: value for key, value in vars(options).items() if key != "json"},
+        "rows": [finite(asdict(row)) for row in rows],
+        "targets": [asdict(verdict) for verdict in found],
+        "errors": accuracy,
+        "facts": facts,
+        "torch": torch.__version__,
+    }
+    path.write_text(json.dumps(stated, indent=2, allow_nan=False), encoding="utf-8")
+
+
+def report(
+    console: Console, blocks: Sequence[Sequence[Summary]], accuracy: Sequence[dict[str, Any]], us: Sequence[Contender]
+) -> list[Verdict]:
+    """Print everything; the verdicts on the last of us that was measured."""
+    every = [row for block in blocks for row in block]
+    measured = {row.name for row in every if not row.reason}
+    subject = next((c.name for c in reversed(us) if c.name in measured), us[0].name)
+    found: list[Verdict] = []
+    for block in blocks:
+        console.print(tables.comparison(block, subject))
+        here = next((row for row in block if row.name == subject and not row.reason), None)
+        if here is not None and here.network == "loopback":
+            found += judge(with_errors(here, accuracy), block)
+    if found:
+        console.print(tables.verdicts(found, subject))
+    lines = [
+        f"{line['name']}: errors over {line['inputs']} inputs of {line['tokens']} tokens:"
+        + (f" not measured: {line['reason']}" if "reason" in line else f" largest {line['largest']:.5f}, mean {line['mean']:.6f}.")
+        for line in accuracy
+    ]
+    for line in [*lines, *once(us), *dealing(every)]:
+        console.print(line, highlight=False, markup=False)
+    return found
+
+
+def with_errors(row: Summary, accuracy: Sequence[dict[str, Any]]) -> Summary:
+    """``row`` with the errors over the further inputs in place of those of the timed runs, where they were measured."""
+    for line in accuracy:
+        if (line["name"], line["tokens"]) == (row.name, row.tokens) and "reason" not in line:
+            return replace(row, error_max=line["largest"], error_mean=line["mean"])
+    return row
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench mpc", description=__doc__)
-    parser.add_argument("--tokens", default="32,128", help="sequence lengths, comma separated")
-    parser.add_argument("--repeats", type=int, default=7, help="counted forwards per length, each on another review")
-    parser.add_argument("--threads", type=int, default=2, help="torch threads, for plain and private alike")
-    parser.add_argument("--json", type=Path, metavar="F", help="also write the numbers to this file")
-    options = parser.parse_args(argv)
+    options = parser().parse_args(argv)
+    say, console = Console(stderr=True), Console(width=None if Console().is_terminal else 190)
+    keep_to(options.threads)
     torch.set_num_threads(options.threads)
-    torch.set_grad_enabled(False)
-    path = minilm_path()
-    tokenizer, model = AutoTokenizer.from_pretrained(path), AutoModel.from_pretrained(path).eval()
-    with pt.Session(recorder=MemoryRecorder()) as session:
-        private, setup, setup_cpu = timed(lambda: pt.wrap(model, pt.Policy(infer=[pt.MPC()])))
-        weights_mb = session.meter.reading().bytes_sent / 1e6
-        rows = [
-            measure(model, private, session, real_inputs(tokenizer, tokens, options.repeats + 1), tokens)
-            for tokens in (int(t) for t in options.tokens.split(","))
-        ]
-    table = Table(title=f"MiniLM-L6-H384, batch 1, {options.threads} thread(s), median of {options.repeats} reviews", title_justify="left")
-    for name in (
-        "tokens",
-        "plain s",
-        "total s",
-        "(CPU)",
-        "offline s",
-        "online s",
-        "x plain",
-        "rounds",
-        "sent MB",
-        "dealer MB",
-        "max err",
-        "mean err",
-    ):
-        table.add_column(name, justify="right")
-    for r in rows:
-        table.add_row(
-            str(r.tokens),
-            f"{r.plain_s:.3f}",
-            f"{r.total_s:.2f}",
-            f"{r.total_cpu_s:.2f}",
-            f"{r.offline_s:.2f}",
-            f"{r.online_s:.2f}",
-            f"{r.total_s / r.plain_s:.0f}",
-            str(r.rounds),
-            f"{r.sent_mb_per_party:.1f}",
-            f"{r.dealer_mb:.0f}",
-            f"{r.error_max:.4f}",
-            f"{r.error_mean:.5f}",
-        )
-    console = Console(width=130)
-    console.print(table)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    console.print(
-        f"once per model: masked weights opened in {setup:.2f} s ({setup_cpu:.2f} s CPU), {weights_mb:.0f} MB sent per party; "
-        f"peak memory of this process (both parties, the dealer and the plain model) {peak:.0f} MiB; torch {torch.__version__}"
-    )
-    console.print("SIMULATED: one process holds every party's view. Largest error over all counted runs; mean of the means.")
+    counts = {"spu": min(2, options.runs), "crypten": options.runs, **options.peer_runs}
+    plain = PlainModel()
+    setting = Setting(plain, options.threads, options.runs, counts)
+    us = ours(setting)
+    contenders = [own(setting, "plain", "plain", "plain"), *us, *(c for name in options.vs for c in PEERS[name](setting))]
+    requests = {tokens: plain.requests(tokens, max(options.runs + 1, options.error_runs)) for tokens in options.tokens}
+    try:
+        ready, missing = start(contenders, say)
+        rows, accuracy = play(ready, requests, options, say)
+    finally:
+        for contender in contenders:
+            contender.close()
+    shown = [block_rows(rows, contenders, missing, tokens, network) for network in options.network for tokens in options.tokens]
+    found = report(console, shown, accuracy, us)
+    for line in tables.notes(contenders):
+        console.print(line, highlight=False, markup=False)
+    every = [row for block in shown for row in block]
     if options.json:
-        options.json.write_text(
-            json.dumps(
-                {
-                    "rows": [asdict(r) for r in rows],
-                    "weights_seconds": setup,
-                    "weights_mb_per_party": weights_mb,
-                    "peak_mib": peak,
-                    "threads": options.threads,
-                    "torch": torch.__version__,
-                },
-                indent=2,
-            )
-        )
+        write(options.json, options, every, found, accuracy, {c.name: getattr(c, "facts", {}) for c in contenders})
+    if any(row.reason for row in every) or any("reason" in line for line in accuracy):
+        raise SystemExit(1)

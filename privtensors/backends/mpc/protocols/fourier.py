@@ -23,6 +23,9 @@ from privtensors.backends.mpc.shares import Shares, Wire
 from privtensors.errors import ProtocolError
 
 _BLOCK: Final = 1 << 14  # elements per pass: the recurrences of a block stay in cache
+# Added to a float32 below 2^22 it leaves the nearest integer in the low bits: torch's round hands small tensors to threads.
+_ROUND: Final = 1.5 * 2.0**23
+_ROUND_BITS: Final = 0x4B400000
 _TABLE: Final = 26  # fractional bits of the dealer's cos and sin in :func:`pieces`
 
 
@@ -52,7 +55,7 @@ class Plan:
     def table_bits(self) -> tuple[int, ...]:
         """Per harmonic, fractional bits of the dealer's cos and sin: table and coefficient round to equal errors."""
         sizes = (math.hypot(c, s) for c, s in zip(self.series.cosine, self.series.sine, strict=True))
-        return tuple(min(20, max(0, round((self.out_frac + math.log2(max(size, 1e-9))) / 2))) for size in sizes)
+        return tuple(min(18, max(0, round((self.out_frac + math.log2(max(size, 1e-9))) / 2))) for size in sizes)
 
     @property
     def parity(self) -> str:
@@ -71,10 +74,13 @@ def _turn(a: Tensor, b: Tensor, cos: Tensor, sin: Tensor, spare_a: Tensor, spare
     return spare_a, spare_b, a, b
 
 
-def _start(theta: Tensor, plan: Plan) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _angles(theta: Tensor, plan: Plan) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """cos and sin of a step between harmonics, and of the first harmonic. On whole tensors: torch gives small ones to threads too."""
     ks = plan.series.harmonics
     step = ks[1] - ks[0] if len(ks) > 1 else 1
-    return (theta * step).cos_(), (theta * step).sin_(), (theta * ks[0]).cos_(), (theta * ks[0]).sin_()
+    turn = theta if step == 1 else theta * step
+    cos, sin = turn.cos(), turn.sin()
+    return (cos, sin, cos, sin) if ks[0] == step else (cos, sin, (theta * ks[0]).cos(), (theta * ks[0]).sin())
 
 
 def bulk(rt: Runtime, x: Shares, plan: Plan, wire: Wire | None = None) -> Protocol[Tensor]:
@@ -101,17 +107,19 @@ def bulk(rt: Runtime, x: Shares, plan: Plan, wire: Wire | None = None) -> Protoc
     else:  # both shifted: right to one unit
         hidden = derive(lambda m: (m >> shift).to(torch.int32), wire.mask)
 
+    offset = torch.full((), _ROUND)
+
     def fill(value: Tensor, base: Tensor, out: Tensor) -> None:
-        delta = (value & low).view(-1)
+        angles = _angles((value & low).view(-1).to(torch.float32) * angle, plan)
         for i in range(0, count, _BLOCK):
             block = slice(i, min(count, i + _BLOCK))
-            cos, sin, a, b = _start(delta[block].to(torch.float32) * angle, plan)
+            cos, sin, a, b = (t[block] for t in angles)
+            a, b = a.clone(), b.clone()
             free_a, free_b = torch.empty_like(a), torch.empty_like(a)
             for j, bits in enumerate(table_bits):
-                torch.mul(a, 2.0**bits, out=free_a).round_()
-                torch.mul(b, 2.0**bits, out=free_b).round_()
-                torch.sub(free_a.to(torch.int32), base[2 * j, block], out=out[2 * j, block])
-                torch.sub(free_b.to(torch.int32), base[2 * j + 1, block], out=out[2 * j + 1, block])
+                for at, value_of, spare in ((2 * j, a, free_a), (2 * j + 1, b, free_b)):
+                    torch.add(offset, value_of, alpha=2.0**bits, out=spare)
+                    torch.sub(spare.view(torch.int32), base[at, block], out=out[at, block]).sub_(_ROUND_BITS)
                 if j + 1 < harmonics:
                     a, b, free_a, free_b = _turn(a, b, cos, sin, free_a, free_b)
 
@@ -122,14 +130,15 @@ def bulk(rt: Runtime, x: Shares, plan: Plan, wire: Wire | None = None) -> Protoc
         opened = (wire.public >> shift).to(torch.int32)
     if not rt.parties:  # the dealer
         return torch.empty(0, *shape, dtype=torch.int32)
-    point = (opened & low).view(-1)
+    angles = _angles((opened & low).view(-1).to(torch.float32) * angle, plan)
     out = torch.empty(rt.parties, count, dtype=torch.int32)
     constant = round(plan.series.constant * 2.0**plan.out_frac)
     scales = [2.0 ** (plan.out_frac - bits) for bits in table_bits]
     coefficients = [(c * scale, s * scale) for c, s, scale in zip(plan.series.cosine, plan.series.sine, scales, strict=True)]
     for i in range(0, count, _BLOCK):
         block = slice(i, min(count, i + _BLOCK))
-        cos, sin, a, b = _start(point[block].to(torch.float32) * angle, plan)
+        cos, sin, a, b = (t[block] for t in angles)
+        a, b = a.clone(), b.clone()
         free_a, free_b, term = torch.empty_like(a), torch.empty_like(a), torch.empty_like(a)
         total = torch.zeros(rt.parties, len(a), dtype=torch.int32)
         for j, (c, s) in enumerate(coefficients):
@@ -138,7 +147,7 @@ def bulk(rt: Runtime, x: Shares, plan: Plan, wire: Wire | None = None) -> Protoc
                 torch.mul(first, c, out=term) if c else torch.mul(second, sign * s, out=term)
                 if c and s:
                     term.add_(second, alpha=sign * s)
-                total.addcmul_(tables[:, at, block], term.round_().to(torch.int32))
+                total.addcmul_(tables[:, at, block], term.add_(_ROUND).view(torch.int32).sub_(_ROUND_BITS))
             if j + 1 < harmonics:
                 a, b, free_a, free_b = _turn(a, b, cos, sin, free_a, free_b)
         out[:, block] = total
