@@ -165,3 +165,7 @@ class RequestRefused(TransportError):
 
 class RangeExceeded(OutOfRange):
     """A value that was computed under protection left the range in which the protocols are right; the result was withheld."""
+
+
+class IdUsed(CorrelationError):
+    """An id of a request or of stored correlated randomness was used before."""

@@ -9,10 +9,13 @@ import typer
 from typer.core import TyperGroup
 
 from privtensors import __version__
-from privtensors.cli.backends import backends
+from privtensors.cli.backends import app as backends
 from privtensors.cli.demo import demo
 from privtensors.cli.explain import explain
+from privtensors.cli.infer import infer
+from privtensors.cli.keys import app as keys
 from privtensors.cli.ledger import app as ledger
+from privtensors.cli.serve import serve
 from privtensors.cli.text import one_line
 from privtensors.errors import PrivTensorsError, UsageError
 
@@ -63,6 +66,9 @@ def root(
 
 
 app.command(epilog="Example: privtensors demo --reviews 8 --json")(demo)
-app.command(epilog="Example: privtensors backends --json")(backends)
 app.command(epilog="Example: privtensors explain policy.toml --collude server,dealer")(explain)
+app.add_typer(backends, name="backends")
+app.command(epilog="Example: privtensors serve policy.toml --as server")(serve)
+app.command(epilog='Example: privtensors infer policy.toml --text "A film to remember."')(infer)
+app.add_typer(keys, name="keys")
 app.add_typer(ledger, name="ledger")

@@ -13,7 +13,7 @@ from privtensors.core.checks import check_plain
 from privtensors.core.recorder import Disclosure
 from privtensors.core.registry import bridges
 from privtensors.core.session import Session, current_session
-from privtensors.errors import InvalidInput, MixedBackends, ParameterError, PlaintextLeak, RegistryError, StaleView
+from privtensors.errors import InvalidInput, MixedBackends, ParameterError, PlaintextLeak, RangeExceeded, RegistryError, StaleView
 
 
 class State:
@@ -253,6 +253,7 @@ def reveal_outputs(outputs: Mapping[str, Tensor], *, to: str, session: Session |
     Raises:
         InvalidInput: There is no output, or one is not a SafeTensor.
         MixedBackends: They belong to two backends.
+        RangeExceeded: What led to them left its range. All messages were exchanged then, so that no other party can tell.
     """
     states: dict[str, State] = {}
     for name, x in outputs.items():
@@ -273,7 +274,16 @@ def reveal_outputs(outputs: Mapping[str, Tensor], *, to: str, session: Session |
     (session or current_session()).recorder.record(
         Disclosure(backend.name, shape, dtype, to, ", ".join(kinds), backend.simulated, backend.guarantee, details)
     )
-    return {name: backend.reveal(payload, to=to) for name, payload in payloads.items()}
+    plain: dict[str, Tensor] = {}
+    told: RangeExceeded | None = None
+    for name, payload in payloads.items():
+        try:
+            plain[name] = backend.reveal(payload, to=to)
+        except RangeExceeded as error:
+            told = told or error
+    if told is not None:
+        raise told
+    return plain
 
 
 def convert(x: Tensor, technique: TechniqueSpec | str, *, session: Session | None = None) -> SafeTensor:

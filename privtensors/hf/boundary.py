@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from privtensors.core.backend import TechniqueSpec
 from privtensors.core.safetensor import SafeTensor, protect, reveal_outputs
 from privtensors.core.session import Session
-from privtensors.errors import InvalidInput, PlaintextLeak
+from privtensors.errors import InvalidInput, PlaintextLeak, RangeExceeded
 from privtensors.hf import argmax
 from privtensors.hf.attention import choose
 from privtensors.hf.checks import check_inputs
@@ -84,6 +85,10 @@ class Boundary:
         model.register_forward_hook(self.answer, with_kwargs=True)
         if self.requests is not None:
             model.register_forward_hook(self.settle, always_call=True)
+        if getattr(self.technique, "diagnose", False):
+            for name, module in model.named_modules():
+                module.register_forward_pre_hook(functools.partial(self.locate, name), prepend=True)
+                module.register_forward_hook(functools.partial(self.locate, name.rpartition(".")[0]))
 
     def enter(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
         """Before the forward: name the arguments, check them, protect pixels, choose the attention.
@@ -137,12 +142,25 @@ class Boundary:
             found = argmax.predictions(output, inputs.get("attention_mask"), last=last)
         else:
             found = {name: output[name] for name in TASK_OUTPUTS if isinstance(output.get(name), SafeTensor)}
-        if found:
-            for name, plain in reveal_outputs(found, to=self.receiver, session=self.session).items():
-                output[name] = plain
+        try:
+            plain = reveal_outputs(found, to=self.receiver, session=self.session) if found else {}
+        except RangeExceeded:  # all messages were exchanged: to the other parties the request was answered
+            self._done()
+            raise
+        for name, value in plain.items():
+            output[name] = value
+        self._done()
+        return output
+
+    def locate(self, layer: str, *_: Any) -> None:
+        """Tell the backend which layer runs."""
+        locate = getattr(self.session.backend(self.technique), "locate", None)
+        if locate is not None:
+            locate(layer)
+
+    def _done(self) -> None:
         if self.requests is not None:
             self.requests.done()
-        return output
 
     def settle(self, _model: nn.Module, _args: Any, _output: Any) -> None:
         """After the forward, also after one that raised."""

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from privtensors.errors import FrameError, PartyBusy, PeerLost, PeerTimeout, RequestRefused, TransportError, VersionMismatch, WrongPeer
-from privtensors.transport.base import Message, pack, packed_size, unpack
+from privtensors.transport.base import Message, packed, packed_size, unpack
 
 MAGIC: Final = b"PVTF"
 VERSION: Final = 1
@@ -350,7 +350,7 @@ def encode_words(messages: Sequence[Message]) -> list[bytes | memoryview]:
         if message.bits == 8 * row.element_size():
             payload.append(row.contiguous().view(-1).view(torch.uint8).numpy().data)
         else:
-            payload.append(pack(row, message.bits))
+            payload.append(packed(row, message.bits))
     return payload
 
 
@@ -380,7 +380,7 @@ def decode_words(payload: memoryview, expected: Sequence[Layout]) -> list[Tensor
             aligned = flat if at % layout.dtype.itemsize == 0 else flat.clone()
             tensors.append(aligned.view(layout.dtype).view(layout.shape))
         else:
-            tensors.append(unpack(bytes(raw), layout.bits, layout.shape).to(layout.dtype))
+            tensors.append(unpack(raw, layout.bits, layout.shape).to(layout.dtype))
         at += len(raw)
     return tensors
 

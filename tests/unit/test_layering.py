@@ -23,6 +23,7 @@ LAYERS = (
     ("bridges",),
     ("train",),
     ("hf",),
+    ("deploy",),
     ("plan", "audit", "report"),
     ("cli",),
 )
@@ -261,6 +262,8 @@ def test_module_keeps_to_the_house(path: Path) -> None:
         ("privtensors.cli.demo", "from privtensors.testing.suites import BackendSuite"),
         ("privtensors.testing.suites", "from privtensors.cli import main"),
         ("privtensors.plan.cost", "from privtensors.audit import attack"),
+        ("privtensors.hf.wrap", "from privtensors.deploy import client"),
+        ("privtensors.deploy.server", "from privtensors.cli import serve"),
         ("privtensors.newcomer", "import privtensors.errors"),
         ("privtensors", "from privtensors.testing import assets"),
     ],

@@ -88,6 +88,16 @@ class MPCBackend:
         """Drive a protocol over this backend's channel."""
         return self.runtime.run(protocol)
 
+    def locate(self, layer: str) -> None:
+        """Name the layer that runs next, for the errors of checked ranges with ``diagnose``."""
+        if self.runtime.watch is not None:
+            self.runtime.watch.layer = layer
+
+    def forget(self) -> None:
+        """Drop the range checks of a program that failed."""
+        if self.runtime.watch is not None:
+            self.runtime.watch.take()
+
     def prepare(self, payload: Payload, *, transposed: bool = False) -> None:
         """Open a weight under its mask ahead of use, so that a call opens only the other operand.
 

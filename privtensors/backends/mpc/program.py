@@ -22,7 +22,7 @@ from privtensors.backends.mpc.hidden import Hidden, Make
 from privtensors.backends.mpc.randomness import WIDTH, Prg
 from privtensors.core.meter import Meter
 from privtensors.errors import CorrelationError, ParameterError
-from privtensors.transport.base import Message, pack, packed_size
+from privtensors.transport.base import Message, packed, packed_size
 
 _CHUNK: Final = 1 << 20
 
@@ -140,7 +140,7 @@ class Program:
                     yield words.numpy().reshape(-1).view("uint8").data
                     pending.extend(bytes(padded(step.size) - step.size))
                 else:
-                    pending.extend(pack(words, step.bits))
+                    pending.extend(packed(words, step.bits))
                     pending.extend(bytes(padded(step.size) - step.size))
             for node in done:
                 values.pop(node, None)

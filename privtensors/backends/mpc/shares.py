@@ -193,6 +193,8 @@ class Shares:
 def broadcast_shape(*operands: object) -> tuple[int, ...]:
     """Shape that the operands broadcast to; numbers count as 0-dimensional."""
     shapes = [tuple(getattr(v, "shape", ())) for v in operands]
+    if all(shape == shapes[0] for shape in shapes):
+        return shapes[0]
     return tuple(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
 
 

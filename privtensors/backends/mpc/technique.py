@@ -22,7 +22,14 @@ _PUBLIC = "public to both computing parties"
 _OFFLINE = "the dealer learns how much correlated randomness a request needs, hence its shapes"
 _LOCAL = "only a value that its owner holds in plain can be shared"
 _DESCRIPTOR = "the request descriptor is public: task, shapes, sequence length, attention mask"
+_CHECK = "whether a value left its range"
+_ONE_BIT = "one bit per forward: whether any value left its range"
+_BITS = "one bit per operation and forward: whether a value left its range, and in which layer"
 _CLIENT_TABLES = ("The client holds the embedding tables and shares the looked-up rows; token ids never leave it",)
+_CHECKED = (
+    "With every revealed result its receiver, and nobody else, learns whether a value left its range since the last reveal",
+    "A receiver that stops asking after such an error shows that there was one",
+)
 _SERVER_TABLES = (
     "The server holds the embedding tables; the client looks rows up by token ids that it alone knows, two rounds per table",
     "The server sees how many token ids there are and how large the tables are, never which ids or whether two are equal",
@@ -117,10 +124,16 @@ class MPC(Technique):
                 "open the outputs",
                 Phase.REVEAL,
                 needs=(shared_outputs,),
-                gives=(Opens(Asset.OUTPUTS, scene.receiver),),
+                gives=(Opens(Asset.OUTPUTS, scene.receiver), *self._told(scene)),
                 reason="only a shared value can be opened",
             ),
         )
+
+    def _told(self, scene: Scene) -> tuple[Give, ...]:
+        """What the receiver of the outputs learns beside them."""
+        if self.ranges != "checked":
+            return ()
+        return (Sees(_CHECK, scene.receiver, Plaintext(), _BITS if self.diagnose else _ONE_BIT),)
 
     def hidden_from(self, scene: Scene) -> Mapping[str, frozenset[str]]:
         if scene.stage is Stage.TRAIN:
@@ -134,6 +147,7 @@ class MPC(Technique):
             Asset.ACTIVATIONS: self.parties(scene.stage),
             Asset.OUTPUTS: self.parties(scene.stage) - ({scene.receiver} if scene.outputs == Outputs.FULL else frozenset()),
             Asset.MASK: frozenset({Party.DEALER, Party.NETWORK}),
+            **({_CHECK: self.parties(scene.stage) - {scene.receiver}} if self.ranges == "checked" else {}),
         }
 
     def breaks_under(self, scene: Scene) -> Mapping[frozenset[str], frozenset[str]]:
@@ -159,12 +173,13 @@ class MPC(Technique):
 
     def remarks(self, scene: Scene) -> tuple[str, ...]:
         if scene.stage is Stage.TRAIN:
-            return training.REMARKS
+            return (*training.REMARKS, *(_CHECKED if self.ranges == "checked" else ()))
         return (
             *(_CLIENT_TABLES if self.embeddings == "client" else _SERVER_TABLES),
             "The server sees shapes, sequence length, the attention mask and timing of every request",
             "The dealer sees the shapes of every request, never a value of it",
             "Hidden states and attentions stay protected unless they are revealed by hand",
+            *(_CHECKED if self.ranges == "checked" else ()),
         )
 
     def why_not(self, stage: Stage) -> str:

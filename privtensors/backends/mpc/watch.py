@@ -103,7 +103,7 @@ class Watch:
 
 def _packed(flags: Tensor, bits: int) -> Tensor:
     """``flags`` as int64 words ``(parties, n)``, padded with zeros."""
-    flat = flags.reshape(len(flags), -1)
+    flat = flags.unsqueeze(-1).flatten(1)
     if flat.dtype == torch.int64:
         return flat.contiguous()
     if flat.dtype == torch.int32:

@@ -15,7 +15,7 @@ from privtensors.cli.app import OneLineErrors, app
 from privtensors.cli.text import one_line, printable
 from privtensors.errors import PolicyError, UsageError
 
-VERBS = ("demo", "backends", "explain", "ledger")
+VERBS = ("demo", "explain", "serve", "infer", "backends", "keys", "ledger")
 
 
 def failing(error: BaseException) -> typer.Typer:
@@ -50,6 +50,8 @@ def test_every_verb_has_help_with_an_example(verb: str) -> None:
     shown = " ".join(result.stdout.split())
     if verb == "ledger":  # its examples are those of its verbs
         shown += " ".join(CliRunner().invoke(app, [verb, "show", "--help"]).stdout.split())
+    if verb == "keys":
+        shown += " ".join(CliRunner().invoke(app, [verb, "init", "--help"]).stdout.split())
     assert result.exit_code == 0 and f"Example: privtensors {verb}" in shown
 
 

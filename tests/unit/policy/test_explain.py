@@ -123,7 +123,12 @@ def test_to_dict_is_json() -> None:
     assert data["reveals"] == [
         {"stage": "infer", "asset": "outputs", "party": "client", "form": "plaintext", "ledger": "one ledger row per forward"}
     ]
-    assert data["promises"][0]["parameters"] == {"fractional_bits": "18", "embeddings": "client"}
+    assert data["promises"][0]["parameters"] == {
+        "fractional_bits": "18",
+        "embeddings": "client",
+        "ranges": "saturate",
+        "diagnose": "False",
+    }
 
 
 def test_view_is_exact_and_refuses_strangers() -> None:

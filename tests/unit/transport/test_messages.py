@@ -48,6 +48,16 @@ def test_narrow_words_are_not_sign_extended_into_the_message(dtype: torch.dtype,
     assert torch.equal(unpack(pack(x, bits), bits, (50,)), low(x.to(torch.int64), bits))
 
 
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize("bits", [9, 16, 20, 24, 32, 40, 45, 48, 56, 63])
+def test_many_words(dtype: torch.dtype, bits: int) -> None:
+    """Words are written over each other's upper bytes, so the order in which they are written counts."""
+    if bits > torch.iinfo(dtype).bits:
+        return
+    x = words((100_003,), bits).to(dtype)
+    assert torch.equal(unpack(pack(x, bits), bits, (100_003,)), low(x.to(torch.int64), bits))
+
+
 def test_strided_words() -> None:
     x = words((6, 8), 1)
     assert torch.equal(unpack(pack(x.t(), 33), 33, (8, 6)), low(x.t(), 33))

@@ -120,7 +120,10 @@ def matmul_wires(rt: Runtime, x: Wire, y: Wire) -> Shares:
 
 
 def _matmul_shape(x: Tensor, y: Tensor) -> tuple[int, ...]:
-    return (*torch.broadcast_shapes(x.shape[:-2], y.shape[:-2]), x.shape[-2], y.shape[-1])  # type: ignore[no-untyped-call]
+    batch = x.shape[:-2]
+    if batch != y.shape[:-2]:
+        batch = torch.broadcast_shapes(batch, y.shape[:-2])  # type: ignore[no-untyped-call]
+    return (*batch, x.shape[-2], y.shape[-1])
 
 
 def lift(rt: Runtime, x: Shares, frac: int) -> Protocol[Shares]:

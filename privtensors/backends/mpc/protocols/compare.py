@@ -62,9 +62,7 @@ def at_least(
             x, shift = rescale(x, frac), 0
         wire = wire if wire is not None else (yield from open_wire(rt, x))
         reach = 1 << (low + shift)
-        watch_interval(
-            rt, wire.public, wire.mask, wire.ring, (max(thresholds) << shift) - reach + 1, (min(thresholds) << shift) + reach
-        )
+        watch_interval(rt, wire.public, wire.mask, wire.ring, (max(thresholds) << shift) - reach + 1, (min(thresholds) << shift) + reach)
     narrow = torch.int32 if width <= 32 else torch.int64
     masks = torch.empty(0)
     if wire is None:
@@ -271,7 +269,8 @@ def _bit_mask_products(
     """Shares modulo ``2^ring`` of the dealer's bit times each part of an opened value's mask, with the part's public coefficient."""
     if isinstance(value, int):
         return []
-    shape = tuple(torch.broadcast_shapes(shape, value.masks.shape[1:]))  # type: ignore[no-untyped-call]
+    whole = tuple(value.masks.shape[1:])
+    shape = shape if shape == whole else tuple(torch.broadcast_shapes(shape, whole))  # type: ignore[no-untyped-call]
     out: list[tuple[Tensor | None, Tensor]] = [(None, rt.dealer.share(torch.mul, bit, value.mask, shape=shape, bits=ring))]
     for part in value.extra:
         if part.shift >= ring:  # a multiple of 2^ring is nothing

@@ -1,6 +1,6 @@
 """Checked ranges: whether a shared value lies in a public interval, for the price of a few dealer bytes.
 
-c = v + m is open, for most operations anyway. Let u be a power of two, so that the interval has 17 to 33 units. The high parts
+c = v + m is open, for most operations anyway. Let u be a power of two, so that the interval has 17 to 34 units. The high parts
 C = c div u and M = m div u differ by floor(v / u) or one more. Whether C - M lies in 0 .. n - 1 is linear over GF(2) in XOR
 shares of M once the borrow of its lowest 5-bit digit is known, and the dealer's thermometer of that digit gives the borrow
 by a local look-up. So a check is local: no round, no byte. What it gives is zero inside and not zero outside;
@@ -31,8 +31,8 @@ _HIGH: Final = 31  # most bits above the digit that are looked at, so that they 
 def watch_interval(rt: Runtime, opened: Tensor, mask: Hidden, ring: int, low: int, high: int) -> None:
     """Check ``low ≤ v < high`` for every element of a value that is open; local. Nothing where ranges are not checked.
 
-    Values outside are always noticed, values more than two units away from both limits never; a unit is 1/17 to 1/33 of
-    the interval. Values of 2^35 units and more wrap.
+    Values outside are always noticed, values more than two units away from both limits never; a unit is 1/17 to 1/34 of
+    the interval. What is a multiple of 2^36 units too large looks like what is inside.
 
     Args:
         opened: ``v + mask`` modulo ``2^ring``, shape of the value.
@@ -40,7 +40,7 @@ def watch_interval(rt: Runtime, opened: Tensor, mask: Hidden, ring: int, low: in
         ring: Low bits of both that count.
         low, high: In units of the value's last place.
     """
-    if rt.watch is None or high - low < 2 * _UNITS:
+    if rt.watch is None or high - low < 2 * _UNITS or not opened.numel():
         return
     shift = max(0, math.ceil(math.log2((high - low) / (_UNITS + 2))))
     while (high - low) >> shift > _UNITS + 1:
@@ -51,13 +51,9 @@ def watch_interval(rt: Runtime, opened: Tensor, mask: Hidden, ring: int, low: in
         return
     rt.watch.stir(opened, ring)
     shape, one = tuple(opened.shape), torch.ones((), dtype=torch.int32)
-    table = rt.dealer.xor_share(
-        lambda m: (one << ((m >> shift) & (_UNITS - 1)).to(torch.int32)) - 1, mask, shape=shape, dtype=torch.int32
-    )
+    table = rt.dealer.xor_share(lambda m: (one << ((m >> shift) & (_UNITS - 1)).to(torch.int32)) - 1, mask, shape=shape, dtype=torch.int32)
     narrow, field = torch.int8 if above == 1 else torch.int32, (1 << above) - 1
-    shares = rt.dealer.xor_share(
-        lambda m: ((m >> (shift + _DIGIT)) & field).to(narrow), mask, shape=shape, dtype=narrow, bits=above
-    )
+    shares = rt.dealer.xor_share(lambda m: ((m >> (shift + _DIGIT)) & field).to(narrow), mask, shape=shape, dtype=narrow, bits=above)
     start = opened.to(torch.int64) - ((1 << shift) + low)
     bottom, top = (_parts(c, ring, shift, field) for c in (start, start + ((_UNITS - units) << shift)))
     borrow_bottom, borrow_top = ((table >> digit) & 1 for digit in (bottom[0], top[0]))
@@ -80,7 +76,7 @@ def _parts(c: Tensor, ring: int, shift: int, field: int) -> tuple[Tensor, Tensor
 
 def watch_bits(rt: Runtime, bits: Tensor) -> None:
     """Check that XOR-shared single bits, int8, are all zero; local. Call it after :func:`watch_interval` of the same value."""
-    if rt.watch is not None:
+    if rt.watch is not None and math.prod(bits.shape[1:]):
         rt.watch.absorb(bits, 1)
 
 

@@ -101,30 +101,30 @@ class Outcome:
     corrections: bytes = b""
 
 
-def together(job: Job) -> tuple[Any, Meter]:
+def together(job: Job, technique: Any = TECHNIQUE) -> tuple[Any, Meter]:
     """The job with both parties and the dealer in one process."""
     meter = Meter()
-    backend = MPCBackend(TECHNIQUE, meter, dealer=Dealer(meter, SEEDS, INPUTS))
+    backend = MPCBackend(technique, meter, dealer=Dealer(meter, SEEDS, INPUTS))
     return job(Role(backend, meter)), meter
 
 
-def trace(job: Job) -> tuple[Program, Meter]:
+def trace(job: Job, technique: Any = TECHNIQUE) -> tuple[Program, Meter]:
     """The job at the dealer."""
     meter = Meter()
     tracer = Tracer(meter)
     tracer.begin()
-    job(Role(MPCBackend(TECHNIQUE, meter, channel=TraceChannel(), dealer=tracer), meter))
+    job(Role(MPCBackend(technique, meter, channel=TraceChannel(), dealer=tracer), meter))
     return tracer.end(), meter
 
 
-def apart(job: Job, *, jobs: tuple[Job, Job] | None = None) -> Outcome:
+def apart(job: Job, technique: Any = TECHNIQUE, *, jobs: tuple[Job, Job] | None = None) -> Outcome:
     """The job at the dealer, which deals, then at both parties side by side.
 
     Args:
         jobs: What the two parties run instead, for parties that disagree.
     """
     outcome = Outcome()
-    outcome.program, outcome.meters["dealer"] = trace(job)
+    outcome.program, outcome.meters["dealer"] = trace(job, technique)
     outcome.corrections = b"".join(outcome.program.deal(SEEDS, DealerState(), keep=False))
     queues: tuple[queue.Queue[Any], queue.Queue[Any]] = (queue.Queue(), queue.Queue())
     errors: list[BaseException] = []
@@ -135,7 +135,7 @@ def apart(job: Job, *, jobs: tuple[Job, Job] | None = None) -> Outcome:
         channel = QueueChannel(party, queues[party], queues[1 - party])
         try:
             correlations.begin(SEEDS[party], Corrections(outcome.corrections) if party else None)
-            role = Role(MPCBackend(TECHNIQUE, meter, channel=channel, dealer=correlations), meter)
+            role = Role(MPCBackend(technique, meter, channel=channel, dealer=correlations), meter)
             outcome.results[OWNERS[party]] = (jobs[party] if jobs else job)(role)
             correlations.end()
         except queue.Empty:

@@ -1,0 +1,189 @@
+"""``privtensors infer``: the client of a deployment. It asks for one text or image and prints the answer."""
+
+from __future__ import annotations
+
+import json as json_module
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from privtensors.cli.text import printable
+from privtensors.errors import InvalidInput, MissingExtra, UsageError
+
+if TYPE_CHECKING:
+    from privtensors.deploy import Deployment, RemoteModel, RequestCost
+
+_SHOWN = 80  # characters of a text
+_TASKS = ("text-classification", "image-classification", "text-generation")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a request gave.
+
+    Attributes:
+        input: The text, or the image's file name.
+        scores: Label and probability, largest first; empty for generation and where only the label was revealed.
+        label: The best label; empty for generation.
+        text: The generated text.
+        costs: What each forward took.
+    """
+
+    input: str
+    scores: tuple[tuple[str, float], ...] = ()
+    label: str = ""
+    text: str = ""
+    costs: tuple[RequestCost, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        total = {
+            "forwards": len(self.costs),
+            "seconds": sum(c.seconds for c in self.costs),
+            "rounds": sum(c.rounds for c in self.costs),
+            "bytes_sent": sum(c.bytes_sent for c in self.costs),
+            "dealer_bytes": sum(c.dealer_bytes for c in self.costs),
+        }
+        answer = {"text": self.text} if self.text else {"label": self.label, "scores": dict(self.scores)}
+        return {"input": self.input, **answer, **total}
+
+
+def infer(
+    policy_file: Annotated[Path, typer.Argument(help="A policy file with a table [deployment].", metavar="POLICY.TOML")],
+    text: Annotated[list[str] | None, typer.Option("--text", metavar="TEXT", help="A text to classify or continue: repeat it.")] = None,
+    image: Annotated[list[Path] | None, typer.Option("--image", metavar="FILE", help="An image to classify: repeat it.")] = None,
+    party: Annotated[str | None, typer.Option("--as", metavar="NAME", help="Name of this client's certificate.")] = None,
+    keys: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Certificates; default: the file's.")] = None,
+    model: Annotated[Path | None, typer.Option(metavar="FOLDER", help="The client's part of the model; default: the file's.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, max=1 << 16, metavar="N", help="Cut longer texts.")] = 128,
+    new_tokens: Annotated[int, typer.Option(min=1, max=4096, metavar="N", help="Tokens to generate.")] = 20,
+    timeout: Annotated[float, typer.Option(min=0.1, max=3600, metavar="S", help="Seconds to reach the parties.")] = 30.0,
+    ledger: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="The ledger file [PRIVTENSORS_LEDGER, else the user's data directory].")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, and nothing else there.")] = False,
+) -> None:
+    """Ask a deployment, and print what only this client learns.
+
+    Example: privtensors infer policy.toml --text "A film to remember."
+    """
+    from privtensors.deploy.config import Deployment
+
+    deployment = Deployment.load(policy_file)
+    _check(deployment.task, text, image)
+    logging.getLogger("privtensors").setLevel(logging.ERROR)
+    from privtensors.accounting import Ledger
+    from privtensors.core.session import Session
+    from privtensors.deploy.client import connect
+
+    folder = model or deployment.models["client"]
+    inputs = [*(text or ()), *(image or ())]
+    prepared = [_prepared(deployment, folder, item, max_tokens) for item in inputs]  # before anybody is called
+    session = Session()
+    if ledger is not None:
+        session = Session(recorder=Ledger(ledger, session=session.id))
+    with connect(deployment, party=party, keys=keys, model=model, session=session, timeout=timeout) as remote:
+        answers = [_ask(remote, deployment, folder, item, given, new_tokens) for item, given in zip(inputs, prepared, strict=True)]
+    if json:
+        found = {"ok": True, "task": deployment.task, "answers": [a.to_dict() for a in answers]}
+        typer.echo(json_module.dumps(found, indent=2, ensure_ascii=False))
+        return
+    for answer in answers:
+        _show(answer)
+
+
+def _check(task: str, text: list[str] | None, image: list[Path] | None) -> None:
+    where = "privtensors infer"
+    if task not in _TASKS:
+        raise UsageError(f"task {task} has no command", where=where, fix="use privtensors.deploy.connect in Python")
+    if task == "image-classification":
+        if text or not image:
+            raise UsageError("this deployment classifies images", where=where, fix="Give --image FILE")
+    elif image or not text:
+        raise UsageError("this deployment takes texts", where=where, fix='Give --text "…"')
+    if any(not t.strip() for t in text or ()):
+        raise UsageError("an empty text", where="--text", fix="Give some words")
+
+
+def _prepared(deployment: Deployment, folder: Path, item: str | Path, max_tokens: int) -> dict[str, Any]:
+    """The model's arguments for one text or image."""
+    if isinstance(item, Path):
+        return _pixels(folder, item)
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        fix = "copy the tokenizer's files there: tokenizer.save_pretrained(folder)"
+        raise InvalidInput(f"no tokenizer can be loaded ({type(error).__name__})", where=str(folder), fix=fix) from None
+    inputs = dict(tokenizer(item, return_tensors="pt", truncation=True, max_length=max_tokens))
+    if deployment.task == "text-generation":
+        inputs.pop("token_type_ids", None)
+    if not inputs["input_ids"].numel():
+        raise UsageError("a text without any token", where="--text", fix="Give some words")
+    return inputs
+
+
+def _pixels(folder: Path, path: Path) -> dict[str, Any]:
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError:
+        raise MissingExtra("pillow is not installed", where="--image", fix="pip install pillow") from None
+    from transformers import AutoImageProcessor
+
+    try:
+        with Image.open(path) as image:
+            pixels = image.convert("RGB")
+    except (OSError, UnidentifiedImageError) as error:
+        raise InvalidInput(f"no image can be read ({type(error).__name__})", where=str(path), fix="give a JPEG or PNG file") from None
+    try:
+        loader: Any = AutoImageProcessor
+        processor = loader.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        fix = "copy preprocessor_config.json there: processor.save_pretrained(folder)"
+        raise InvalidInput(f"no image processor can be loaded ({type(error).__name__})", where=str(folder), fix=fix) from None
+    return {"pixel_values": processor(pixels, return_tensors="pt")["pixel_values"]}
+
+
+def _ask(remote: RemoteModel, deployment: Deployment, folder: Path, item: str | Path, inputs: dict[str, Any], new_tokens: int) -> Answer:
+    name = item.name if isinstance(item, Path) else item
+    before = len(remote.costs)
+    if deployment.task == "text-generation":
+        from transformers import AutoTokenizer
+
+        tokens = remote.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        text = tokenizer.decode(tokens[0], skip_special_tokens=True)
+        return Answer(name, text=str(text), costs=tuple(remote.costs[before:]))
+    output: Any = remote(**inputs)
+    labels: dict[Any, str] = remote.config.id2label or {}
+    if deployment.policy.outputs == "argmax":
+        index = int(output["predictions"][0])
+        return Answer(name, label=str(labels.get(index, index)), costs=tuple(remote.costs[before:]))
+    ranked = output.logits[0].double().softmax(-1).sort(descending=True)
+    pairs = zip(ranked.indices.tolist(), ranked.values.tolist(), strict=True)
+    scores = tuple((str(labels.get(index, index)), share) for index, share in pairs)
+    return Answer(name, scores, scores[0][0], costs=tuple(remote.costs[before:]))
+
+
+def _show(answer: Answer) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    shown = answer.input if len(answer.input) <= _SHOWN else f"{answer.input[:_SHOWN]}…"
+    typer.echo(printable(answer.text or f"{answer.label}: {shown}"))
+    if answer.scores:
+        table = Table("label", "score", box=None)
+        for label, share in answer.scores[:5]:
+            table.add_row(Text(printable(label)), f"{share:.4f}")
+        console.print(table)
+    cost = answer.to_dict()
+    typer.echo(
+        f"{cost['seconds']:.2f} s, {cost['rounds']} rounds, {cost['bytes_sent'] / 1e6:.1f} MB sent by each party,"
+        f" {cost['dealer_bytes'] / 1e6:.1f} MB by the dealer, {cost['forwards']} forward{'s' if cost['forwards'] > 1 else ''}"
+    )

@@ -1,0 +1,141 @@
+"""``privtensors serve``: the server or the dealer of a deployment, until it is told to end."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from privtensors.cli.text import one_line
+from privtensors.errors import UsageError
+
+if TYPE_CHECKING:
+    from privtensors.deploy.dealer import DealerServer
+    from privtensors.deploy.server import Server
+    from privtensors.deploy.service import Figures
+
+
+def serve(
+    policy_file: Annotated[Path, typer.Argument(help="A policy file with a table [deployment].", metavar="POLICY.TOML")],
+    role: Annotated[str, typer.Option("--as", metavar="ROLE", help="server or dealer.")],
+    keys: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Certificates; default: the file's.")] = None,
+    model: Annotated[Path | None, typer.Option(metavar="FOLDER", help="The model; for the dealer, its config.json.")] = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where to listen; default: the file's. Port 0 takes a free one.")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log with tracebacks of unexpected errors.")] = False,
+) -> None:
+    """Serve as one party of a deployment until SIGINT or SIGTERM, then end with exit code 0.
+
+    Each request is one line in the log: sizes, rounds, bytes and seconds, never a value. On a terminal a status line follows.
+    """
+    if role not in ("server", "dealer"):
+        raise UsageError(f"unknown role {role!r}", where="--as", fix="Allowed: server, dealer")
+    _log(verbose)
+    service = _service(policy_file, role, keys, model, address)
+    with service, _ending(service):
+        host, port = service.address
+        typer.echo(f"{role} listens at {host}:{port}")
+        sys.stdout.flush()
+        with _status(service):
+            service.run()
+    typer.echo(f"{role} ended")
+
+
+def _service(policy_file: Path, role: str, keys: Path | None, model: Path | None, address: str | None) -> Server | DealerServer:
+    from privtensors.deploy.config import Deployment, parse_address
+
+    deployment = Deployment.load(policy_file)
+    if deployment.limits.threads:
+        import torch
+
+        torch.set_num_threads(deployment.limits.threads)
+    where = parse_address(address) if address else None
+    if role == "server":
+        from privtensors.deploy.server import Server
+
+        return Server(deployment, keys=keys, model=model, address=where)
+    from privtensors.deploy.dealer import DealerServer
+
+    return DealerServer(deployment, keys=keys, model=model, address=where)
+
+
+def _log(verbose: bool) -> None:
+    """Lines of the logger ``privtensors`` on standard error, control characters removed."""
+
+    class Printable(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            text = super().format(record)
+            return text if record.exc_info else one_line(text)
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(Printable("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("privtensors")
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+@contextmanager
+def _ending(service: Any) -> Iterator[None]:
+    """SIGINT and SIGTERM end the service."""
+
+    def end(_number: int, _frame: object) -> None:
+        service.stop()
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _status(service: Any) -> Iterator[None]:
+    """A status line on a terminal, nothing elsewhere."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    from rich.live import Live
+    from rich.text import Text
+
+    done = threading.Event()
+    with Live(Text(""), console=console, refresh_per_second=4, transient=True) as live:
+
+        def refresh() -> None:
+            while not done.wait(0.5):
+                live.update(Text(status_text(service.figures())))
+
+        thread = threading.Thread(target=refresh, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+
+def status_text(figures: Figures) -> str:
+    """One line about a service."""
+    parts = [
+        f"{figures.sessions} sessions",
+        f"{figures.served} served",
+        f"{figures.running} running",
+        f"{figures.waiting} waiting",
+        f"{figures.failed} failed",
+        f"{figures.refused} refused",
+        f"{figures.rounds} rounds",
+        f"{figures.bytes_sent / 1e6:.1f} MB sent",
+        f"last {figures.last_s:.2f} s",
+    ]
+    return " · ".join(parts)
