@@ -16,6 +16,9 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     try:
         from privtensors.cli.app import app
+        from privtensors.core.allocator import keep_freed_memory
+
+        keep_freed_memory()
 
         app(prog_name="privtensors")
     except KeyboardInterrupt:  # outside any command: while modules are imported

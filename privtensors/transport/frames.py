@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -186,10 +187,10 @@ class FrameReader:
         self.check: Callable[[Header], None] | None = None
         self._next = 0
         self._header: Header | None = None
-        self._begin(bytearray(HEADER_SIZE))
+        self._begin(memoryview(bytearray(HEADER_SIZE)))
 
-    def _begin(self, buffer: bytearray) -> None:
-        self._buffer, self._have = memoryview(buffer), 0
+    def _begin(self, buffer: memoryview) -> None:
+        self._buffer, self._have = buffer, 0
 
     @property
     def between(self) -> bool:
@@ -215,12 +216,12 @@ class FrameReader:
             self._admit(header)
             self._header = header
             if header.length:
-                self._begin(bytearray(header.length))
+                self._begin(np.empty(header.length, dtype=np.uint8).data)  # not cleared: it may be large
                 return None
             self._buffer = self._buffer[:0]
         frame = Frame(self._header, self._buffer)
         self._header = None
-        self._begin(bytearray(HEADER_SIZE))
+        self._begin(memoryview(bytearray(HEADER_SIZE)))
         return frame
 
     def _admit(self, header: Header) -> None:

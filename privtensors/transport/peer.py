@@ -147,13 +147,15 @@ class Peer:
         """
         self._run((kind, payload, op), None, timeout)
 
-    def recv(self, *kinds: Kind, op: int | None = None, timeout: float | None = None) -> Frame:
+    def recv(self, *kinds: Kind, op: int | None = None, most: int | None = None, timeout: float | None = None) -> Frame:
         """The next frame: one of ``kinds``, of step ``op`` unless None. With ``Kind.BYE`` among them a clean end is no error.
+
+        A payload over ``most`` bytes (default ``limits.payload``) is refused before memory is taken for it.
 
         Raises:
             PeerLost, PeerTimeout, FrameError, VersionMismatch, TransportError: As :meth:`send`.
         """
-        return self._run(None, lambda header: _due(header, kinds, op, None), timeout)
+        return self._run(None, lambda header: _due(header, kinds, op, None, most), timeout)
 
     def exchange(self, kind: Kind, payload: Buffers, *, due: int | None = None, op: int = 0, timeout: float | None = None) -> Frame:
         """Send a frame and at the same time receive one of the same kind and step, of ``due`` bytes; default as many as are sent.
@@ -346,20 +348,27 @@ class Peer:
 
     def _read(self) -> tuple[Frame | None, int]:
         """Read until a frame is there or no byte is; the frame and the events to wait for."""
-        while True:
+        receive, events = self._sock.recv_into, 0
+        while not events:
+            room = self._reader.room()
+            size, have = len(room), 0
             try:
-                count = self._sock.recv_into(self._reader.room())
+                while have < size:  # a record at a time: this loop runs for every 16 KB
+                    count = receive(room[have:] if have else room)
+                    if not count:
+                        raise PeerLost("the connection was closed without a goodbye", where=self._where, fix="see why the peer ended")
+                    have += count
+                    # A record that did not fit is counted with its rest.
+                    self.traffic.wire_received += count + (0 if have == size and self._sock.pending() else _RECORD_EXTRA)
             except ssl.SSLWantReadError:
-                return None, select.POLLIN
+                events = select.POLLIN
             except ssl.SSLWantWriteError:
-                return None, select.POLLOUT
-            if not count:
-                raise PeerLost("the connection was closed without a goodbye", where=self._where, fix="see why the peer ended")
-            self.traffic.wire_received += count + (0 if self._sock.pending() else _RECORD_EXTRA)
-            frame = self._reader.filled(count)
+                events = select.POLLOUT
+            frame = self._reader.filled(have) if have else None
             if frame is not None:
                 self._arrived(frame)
                 return frame, 0
+        return None, events
 
     def _on_header(self, header: Header) -> None:
         self._deadline += header.length / self.limits.rate
@@ -377,7 +386,7 @@ class Peer:
             raise refusal(frame.payload[0], self._where)
 
 
-def _due(header: Header, kinds: Sequence[Kind], op: int | None, size: int | None) -> None:
+def _due(header: Header, kinds: Sequence[Kind], op: int | None, size: int | None, most: int | None = None) -> None:
     """Refuse a frame that is not the one due; ERROR always is."""
     if header.kind is Kind.ERROR or (header.kind is Kind.BYE and Kind.BYE in kinds):
         return
@@ -388,6 +397,8 @@ def _due(header: Header, kinds: Sequence[Kind], op: int | None, size: int | None
         raise FrameError(f"a frame {header.kind.name}, due is {'/'.join(k.name for k in kinds)}", where="lockstep", fix=fix)
     if op is not None and header.op != op:
         raise FrameError(f"a frame of step {header.op:#010x}, due is {op:#010x}", where="lockstep", fix=fix)
+    if most is not None and header.length > most:
+        raise FrameError(f"a message of {header.length} bytes, {most} are allowed", where="lockstep", fix="send less")
     if size is not None and header.length != size:
         raise FrameError(f"a payload of {header.length} bytes, due are {size}", where="lockstep", fix=fix)
 

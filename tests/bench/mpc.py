@@ -24,7 +24,7 @@ from tests.bench.peers import tables
 from tests.bench.peers.alternate import Tournament, fill
 from tests.bench.peers.contender import NETWORKS, Contender, Request, Summary
 from tests.bench.peers.environment import NotMeasured
-from tests.bench.peers.lineup import PEERS, Setting, ours, own
+from tests.bench.peers.lineup import AHEAD, PEERS, Setting, ours, own
 from tests.bench.peers.model import PlainModel
 from tests.bench.peers.targets import Verdict, judge
 
@@ -193,7 +193,9 @@ def report(
         console.print(tables.comparison(block, subject))
         here = next((row for row in block if row.name == subject and not row.reason), None)
         if here is not None and here.network == "loopback":
-            found += judge(with_errors(here, accuracy), block)
+            ahead = next((row for row in block if row.name == AHEAD and not row.reason), here)
+            # Only where nothing is dealt while a request runs is the rest of its time online.
+            found += judge(replace(with_errors(here, accuracy), online_s=ahead.online_s), block)
     if found:
         console.print(tables.verdicts(found, subject))
     lines = [

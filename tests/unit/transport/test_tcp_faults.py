@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from privtensors.errors import FrameError, PeerLost, PeerTimeout, TransportError, VersionMismatch, WrongPeer
+from privtensors.errors import FrameError, PartyBusy, PeerLost, PeerTimeout, TransportError, VersionMismatch, WrongPeer
 from privtensors.transport.base import Message
 from privtensors.transport.frames import HEADER_SIZE, Header, Kind, Reason, encode_words
 from privtensors.transport.tcp import Limits, Listener, TcpChannel, connect
@@ -69,7 +69,8 @@ FAULTS = [
     Fault("truncated in a header", lambda r: half(r, Rogue.close, 43), PeerLost),
     Fault("truncated in a payload", lambda r: half(r, Rogue.close, HEADER_SIZE + 1), PeerLost),
     Fault("goodbye in the middle", send(lambda r: r.frame(Kind.BYE)), PeerLost, "goodbye"),
-    Fault("aborted by the peer", send(lambda r: r.frame(Kind.ERROR, bytes([Reason.BUSY]))), PeerLost, "busy"),
+    Fault("aborted by the peer", send(lambda r: r.frame(Kind.ERROR, bytes([Reason.LOCAL]))), PeerLost, "aborted"),
+    Fault("refused as busy", send(lambda r: r.frame(Kind.ERROR, bytes([Reason.BUSY]))), PartyBusy, "no room"),
     Fault("stalled at once", lambda r: None, PeerTimeout, "0.5 s", Reason.TIMEOUT),
     Fault("stalled within a header", lambda r: half(r, lambda _: None, 20), PeerTimeout, "", Reason.TIMEOUT),
     Fault("stalled within a payload", lambda r: half(r, lambda _: None, 2000), PeerTimeout, "", Reason.TIMEOUT),

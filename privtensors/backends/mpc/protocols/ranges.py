@@ -76,7 +76,7 @@ def _parts(c: Tensor, ring: int, shift: int, field: int) -> tuple[Tensor, Tensor
 
 def watch_bits(rt: Runtime, bits: Tensor) -> None:
     """Check that XOR-shared single bits, int8, are all zero; local. Call it after :func:`watch_interval` of the same value."""
-    if rt.watch is not None and math.prod(bits.shape[1:]):
+    if rt.watch is not None and bits.shape[1:].numel():
         rt.watch.absorb(bits, 1)
 
 
