@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from privtensors import __version__
 from privtensors.cli.backends import app as backends
+from privtensors.cli.deal import deal
 from privtensors.cli.demo import demo
 from privtensors.cli.explain import explain
 from privtensors.cli.infer import infer
@@ -69,6 +70,7 @@ app.command(epilog="Example: privtensors demo --reviews 8 --json")(demo)
 app.command(epilog="Example: privtensors explain policy.toml --collude server,dealer")(explain)
 app.add_typer(backends, name="backends")
 app.command(epilog="Example: privtensors serve policy.toml --as server")(serve)
+app.command(epilog="Example: privtensors deal policy.toml --for 20 --tokens 32,128")(deal)
 app.command(epilog='Example: privtensors infer policy.toml --text "A film to remember."')(infer)
 app.add_typer(keys, name="keys")
 app.add_typer(ledger, name="ledger")

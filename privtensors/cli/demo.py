@@ -26,9 +26,7 @@ def demo(
     model: Annotated[
         str | None, typer.Option(metavar="PATH_OR_NAME", help="Your own sequence-classification model, with --text; no training.")
     ] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(min=8, max=512, metavar="N", help="Cut longer texts [64; with --model 128].")
-    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=8, max=512, metavar="N", help="Cut longer texts [64; with --model 128].")] = None,
     ledger: Annotated[
         Path | None, typer.Option(metavar="PATH", help="The ledger file [PRIVTENSORS_LEDGER, else the user's data directory].")
     ] = None,

@@ -43,6 +43,7 @@ class Answer:
         total = {
             "forwards": len(self.costs),
             "seconds": sum(c.seconds for c in self.costs),
+            "offline_seconds": sum(c.offline_seconds for c in self.costs),
             "rounds": sum(c.rounds for c in self.costs),
             "bytes_sent": sum(c.bytes_sent for c in self.costs),
             "dealer_bytes": sum(c.dealer_bytes for c in self.costs),

@@ -30,6 +30,10 @@ def serve(
     address: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Where to listen; default: the file's. Port 0 takes a free one.")
     ] = None,
+    store: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Dealer: serve what privtensors deal stored there, and keep used ids there.")
+    ] = None,
+    stored_only: Annotated[bool, typer.Option("--stored-only", help="Dealer: refuse what is not in store.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log with tracebacks of unexpected errors.")] = False,
 ) -> None:
     """Serve as one party of a deployment until SIGINT or SIGTERM, then end with exit code 0.
@@ -38,8 +42,12 @@ def serve(
     """
     if role not in ("server", "dealer"):
         raise UsageError(f"unknown role {role!r}", where="--as", fix="Allowed: server, dealer")
+    if (store is not None or stored_only) and role != "dealer":
+        raise UsageError("only the dealer has a store", where="--store", fix="Leave it out, or serve as dealer")
+    if stored_only and store is None:
+        raise UsageError("there is no store", where="--stored-only", fix="Give --store FOLDER")
     _log(verbose)
-    service = _service(policy_file, role, keys, model, address)
+    service = _service(policy_file, role, keys, model, address, store, stored_only)
     with service, _ending(service):
         host, port = service.address
         typer.echo(f"{role} listens at {host}:{port}")
@@ -49,7 +57,9 @@ def serve(
     typer.echo(f"{role} ended")
 
 
-def _service(policy_file: Path, role: str, keys: Path | None, model: Path | None, address: str | None) -> Server | DealerServer:
+def _service(
+    policy_file: Path, role: str, keys: Path | None, model: Path | None, address: str | None, store: Path | None, stored_only: bool
+) -> Server | DealerServer:
     from privtensors.deploy.config import Deployment, parse_address
 
     deployment = Deployment.load(policy_file)
@@ -64,7 +74,7 @@ def _service(policy_file: Path, role: str, keys: Path | None, model: Path | None
         return Server(deployment, keys=keys, model=model, address=where)
     from privtensors.deploy.dealer import DealerServer
 
-    return DealerServer(deployment, keys=keys, model=model, address=where)
+    return DealerServer(deployment, keys=keys, model=model, address=where, store=store, stored_only=stored_only)
 
 
 def _log(verbose: bool) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from privtensors.deploy.client import RemoteModel, RequestCost, connect
+from privtensors.deploy.client import RemoteModel, connect
 from privtensors.deploy.config import Deployment, ServiceLimits
+from privtensors.deploy.line import Prepared, RequestCost
 
-__all__ = ["Deployment", "RemoteModel", "RequestCost", "ServiceLimits", "connect"]
+__all__ = ["Deployment", "Prepared", "RemoteModel", "RequestCost", "ServiceLimits", "connect"]

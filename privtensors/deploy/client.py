@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -31,9 +32,10 @@ class _Requests:
         self.costs: list[RequestCost] = []
         self.setup: RequestCost | None = None
 
-    def open(self) -> PrivateModel:
-        """Open a session: the model's weights are shared and opened under masks."""
-        line = Line(self._places, self._session)
+    def open(self, timeout: float | None = None) -> PrivateModel:
+        """Open a session: the model's weights are shared and opened under masks. Reaches the parties within ``timeout``, if given."""
+        places = self._places if timeout is None else dataclasses.replace(self._places, timeout=timeout)
+        line = Line(places, self._session)
         try:
             line.begin(SETUP, SETUP)
             deployment = self._places.deployment
@@ -83,14 +85,20 @@ class _Requests:
         """See :meth:`RemoteModel.prepare`; ``request`` is the dealer's view of it."""
         self._check_open()
         start, size = time.perf_counter(), 0
+        body, kind, new_line = request.encode(), kind_of(request), self._line is None
         line = self._line or self._renew()
-        try:
-            for _ in range(count):
-                size += line.prepare(request.encode(), request.encode(), kind_of(request))
-        except (PrivTensorsError, KeyboardInterrupt) as error:
-            if not self._goes_on(error):
+        for _ in range(count):
+            try:
+                size += line.prepare(body, kind)
+            except (PrivTensorsError, KeyboardInterrupt) as error:
+                if self._goes_on(error):
+                    raise
+                lost = isinstance(error, TransportError) and line.fresh and not new_line and not line.prepared
                 self._drop()
-            raise
+                if not lost:
+                    raise
+                line, new_line = self._renew(), True  # the session had ended, as in begin()
+                size += line.prepare(body, kind)
         return Prepared(count, time.perf_counter() - start, size)
 
     @property
@@ -154,7 +162,8 @@ class _Requests:
     def _renew(self) -> Line:
         """Another session for the same private model: its weights are shared anew."""
         assert self.remote is not None
-        fresh = self.open()
+        # Within a request a party that is gone counts as lost as fast as one that falls silent.
+        fresh = self.open(min(self._places.timeout, self._places.deployment.limits.idle_s))
         for where, module in fresh.model.named_modules():
             self.remote.model.get_submodule(where)._parameters.update(module._parameters)
         assert self._line is not None
@@ -269,7 +278,7 @@ def connect(
         keys: Folder with that certificate; default the file's.
         model: The client's folder: ``config.json`` and its embedding tables; default the file's.
         session: Whose recorder and meter are used; default one with the user's ledger.
-        timeout: Seconds to reach the parties.
+        timeout: Seconds to reach the parties; for a session that has to be opened again, ``limits.idle_s`` at most.
 
     Returns:
         A :class:`RemoteModel`.

@@ -61,7 +61,7 @@ class ServiceLimits:
     caches: int = 4
     payload_mib: int = 1024
     buffer_mib: int = 256
-    prepared_mib: int = 512
+    prepared_mib: int = 1024
     idle_s: float = 8.0
     session_s: float = 900.0
     connect_s: float = 30.0

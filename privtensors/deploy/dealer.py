@@ -164,7 +164,7 @@ class DealerServer:
                 guest.met.set()
                 return  # the other one's thread serves both
         try:
-            self._await(guest, limits.connect_s + limits.idle_s)
+            self._await(guest, limits.idle_s)  # the other one calls as soon as it knows of this one
         finally:
             with self._lock:
                 self._lobby.pop(session, None)
@@ -287,6 +287,9 @@ class DealerSession:
             descriptor = Descriptor.decode(view)
             if descriptor.tokens > self._limits.tokens:
                 self._refuse(Refusal.TOO_LARGE)
+                return
+            if not self._dealer.programs.suit(descriptor):
+                self._refuse(Refusal.UNSUITED)
                 return
             if descriptor.cache:
                 generation = self._generation(descriptor)

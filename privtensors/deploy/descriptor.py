@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import json
 import math
 from collections.abc import Mapping
@@ -112,6 +113,22 @@ class Descriptor:
                 raise _malformed("the mask must cover every token, and attend to one in each row")
         if self.past and not self.cache:
             raise _malformed("past tokens without a cache")
+
+    def suits(self, model: Any, family: Family) -> bool:
+        """Whether ``model`` takes such a request: its arguments, length and images. The client checked; others do not rely on it."""
+        config, takes = model.config, inspect.signature(type(model).forward).parameters
+        ids, pixels = self.shape("input_ids"), self.shape("pixel_values")
+        named = [name for name, _ in self.shapes] + ["logits_to_keep"] * bool(self.logits_to_keep)
+        if (ids is not None) != bool(family.vocabulary) or (self.cache and not family.decoder) or not takes.keys() >= set(named):
+            return False
+        if pixels is not None:
+            size = getattr(config, "image_size", None) if hasattr(config, "patch_size") else None
+            size = (size, size) if isinstance(size, int) else size
+            return pixels[1] == config.num_channels and (size is None or pixels[2:] == tuple(size))
+        assert ids is not None
+        most: int = config.max_position_embeddings
+        inside = self.positions is None or all(place < most for row in self.positions for place in row)
+        return inside and ids[1] + self.past <= most - (config.pad_token_id + 1 if family.padded_positions else 0)
 
     def for_dealer(self, *, causal: bool) -> Descriptor:
         """What the dealer gets: a mask and positions of the same class, in place of the real ones.

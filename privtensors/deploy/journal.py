@@ -1,6 +1,6 @@
 """Used ids on disk: each is appended and flushed before anything is sent under it, and is never taken off again.
 
-A file of records of 32 bytes: a first one with the format, then per id its mark (1 byte), 7 zero bytes, the id (16) and a
+A file of records of 32 bytes: a first one with the format, then per id its mark (8 bytes), the id (16) and a
 check (8) over number, mark and id. Each append is flushed before the next, so only the last record can be torn, and then
 nothing was sent under its id. Damage anywhere else is an error: guessing would mean reuse.
 """
@@ -21,7 +21,7 @@ from privtensors.errors import CorrelationError, IdUsed
 
 ID_SIZE: Final = 16
 _FIRST: Final = b"privtensors used ids, format 1".ljust(31) + b"\n"
-_RECORD: Final = struct.Struct("<B7x16s8s")
+_RECORD: Final = struct.Struct("<Q16s8s")
 _SIZE: Final = _RECORD.size
 _GUARD: Final = "never copy or restore a store: move it away and deal anew"
 
@@ -161,4 +161,4 @@ class Journal:
 
 
 def _check(index: int, mark: int, name: bytes) -> bytes:
-    return hashlib.sha256(struct.pack("<QB", index, mark) + name).digest()[:8]
+    return hashlib.sha256(struct.pack("<QQ", index, mark) + name).digest()[:8]

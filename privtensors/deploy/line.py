@@ -195,16 +195,21 @@ class Line:
             self._prepared,
         )
 
-    def prepare(self, body: bytes, view: bytes, kind: str) -> int:
+    def prepare(self, view: bytes, kind: str) -> int:
         """Have the correlated randomness of a request brought to the parties now; bytes of corrections.
+
+        Args:
+            view: What the dealer gets, and the server.
+            kind: Of it.
 
         Raises:
             PartyBusy, RequestRefused: It is not prepared, e.g. for lack of room; the session goes on.
             TransportError: As :meth:`begin`.
         """
-        request = new_id()
-        ask(self.server, PREPARE, request, body)
+        request, self._fresh = new_id(), True
+        ask(self.server, PREPARE, request, view)
         answer(self.server, GO)
+        self._fresh = False
         seed, size = self._ask_dealer(request, view)
         answer(self.server, READY)
         self._shelf.append(_Ready(request, kind, seed, size))

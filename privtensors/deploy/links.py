@@ -23,6 +23,7 @@ from privtensors.transport.peer import Peer
 KEEPALIVE_S: Final = 1.0
 ID_SIZE: Final = 16
 SEED_SIZE: Final = 32
+NOTE_LIMIT: Final = (1 << 24) + 64  # a descriptor is the largest
 
 OPEN: Final = "privtensors open"
 READY: Final = "privtensors ready"
@@ -51,6 +52,7 @@ class Refusal(IntEnum):
     USED_ID = 5
     NOT_STORED = 6
     NO_ROOM = 7
+    UNSUITED = 8
 
 
 _SAID: Final = {
@@ -61,6 +63,7 @@ _SAID: Final = {
     Refusal.USED_ID: ("the request's id was used before", "send the request again: it gets a new id"),
     Refusal.NOT_STORED: ("the dealer has no usable stored randomness for it", "deal more at the dealer: privtensors deal"),
     Refusal.NO_ROOM: ("the server has no room to prepare another request", "prepare fewer, or raise limits.prepared_mib at the server"),
+    Refusal.UNSUITED: ("the model does not take such a request", "send what its tokenizer or image processor returns, within its length"),
 }
 
 
@@ -100,7 +103,7 @@ def hear(peer: Peer, *labels: str, asked: bool = False, timeout: float | None = 
         FrameError: Another message.
         TransportError: As :meth:`Peer.recv`.
     """
-    frame = peer.recv(*((Kind.REQUEST, Kind.BYE) if asked else (Kind.REPLY,)), timeout=timeout)
+    frame = peer.recv(*((Kind.REQUEST, Kind.BYE) if asked else (Kind.REPLY,)), most=NOTE_LIMIT, timeout=timeout)
     if frame.kind is Kind.BYE:
         return None
     label = _LABELS.get(frame.header.op, "")

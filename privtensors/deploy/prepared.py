@@ -58,16 +58,16 @@ class Kept:
     Attributes:
         kind: See :func:`~privtensors.deploy.kinds.kind_of`.
         seed: This party's.
-        data: The corrections; None where there was no room.
+        data: The corrections.
     """
 
     kind: str
     seed: bytes = field(repr=False)
-    data: memoryview | None = field(repr=False)
+    data: memoryview = field(repr=False)
 
     def corrections(self) -> KeptCorrections:
         """To read them, once."""
-        return KeptCorrections(memoryview(b"") if self.data is None else self.data)
+        return KeptCorrections(self.data)
 
 
 class Shelf:
@@ -89,7 +89,7 @@ class Shelf:
     def take(self, request: bytes) -> Kept | None:
         """The request of that id, which is gone then."""
         kept = self._kept.pop(request, None)
-        if kept is not None and kept.data is not None:
+        if kept is not None:
             self._held -= len(kept.data)
         return kept
 
@@ -101,14 +101,11 @@ class Shelf:
         """Whether a request of that kind may be added, as far as its size is known."""
         return self._limit > 0 and self.fits(self._sizes.get(kind, 0))
 
-    def put(self, request: bytes, kept: Kept) -> bool:
-        """Add a request; False, and nothing is added, where it has no data."""
-        if kept.data is None:
-            return False
+    def put(self, request: bytes, kept: Kept) -> None:
+        """Add a request."""
         self._kept[request] = kept
         self._held += len(kept.data)
         self.note(kept.kind, len(kept.data))
-        return True
 
     def note(self, kind: str, size: int) -> None:
         """Remember how large a request of that kind is."""

@@ -63,6 +63,15 @@ class Programs:
             self._private = assemble(model, policy, technique, self._session, progress=False, client_here=False)
         self.setup = Traced("", self._tracer.end())
 
+    @property
+    def causal(self) -> bool:
+        """Whether the model is a decoder."""
+        return self._private.family.decoder
+
+    def suit(self, view: Descriptor) -> bool:
+        """Whether the model takes such a request."""
+        return view.suits(self._private.model, self._private.family)
+
     def find(self, view: Descriptor, before: Traced | None) -> Future[Traced]:
         """The program of a forward, traced by a worker where it is new.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import select
 import time
 from pathlib import Path
 from typing import Any, Final, Self
@@ -40,12 +41,12 @@ from privtensors.deploy.links import (
     say,
 )
 from privtensors.deploy.parts import load_server_model, terms_of
-from privtensors.deploy.prepared import Kept, Shelf, receive
+from privtensors.deploy.prepared import Kept, KeptCorrections, Shelf, receive
 from privtensors.deploy.rooms import LOG, SETUP, NotTheReceiver, Room, deployed_technique, kept_tokens, transport_limits
 from privtensors.deploy.service import Figures, Service
 from privtensors.deploy.stream import CorrectionStream
 from privtensors.deploy.turns import Turns
-from privtensors.errors import FrameError, IdUsed, PartyBusy, RequestRefused
+from privtensors.errors import FrameError, IdUsed, PartyBusy, PeerTimeout, RequestRefused
 from privtensors.hf.families import family_for
 from privtensors.hf.model import PrivateModel
 from privtensors.hf.wrap import assemble
@@ -54,7 +55,7 @@ from privtensors.transport.peer import Peer
 from privtensors.transport.tcp import TcpChannel, connect
 from privtensors.transport.tls import Identity
 
-_DEALER_S: Final = 6.0  # less than a client's patience without a sign of life
+_DEALER_SHARE: Final = 0.75  # of a client's patience: it hears of a dealer that is gone before it gives up the server
 
 
 class Server:
@@ -118,7 +119,7 @@ class Server:
             # The client reaches the dealer first, which may not have started yet.
             if hear(client, OPEN, asked=True, timeout=limits.connect_s + limits.idle_s) is None:
                 return
-            timeout = min(limits.connect_s, _DEALER_S)
+            timeout = min(limits.connect_s, _DEALER_SHARE * limits.idle_s)
             with connect(
                 self.deployment.dealer, self.identity, DEALER, terms=self.terms, limits=transport_limits(limits), timeout=timeout
             ) as dealer:
@@ -156,7 +157,8 @@ class ServerSession:
         service = self._server.service
         LOG.info("session of %s opened", self._client.name)
         while not service.ending:
-            note = hear(self._client, FORWARD, PREPARE, FORGET, asked=True, timeout=self._limits.session_s)
+            self._await_request()
+            note = hear(self._client, FORWARD, PREPARE, FORGET, asked=True)
             if note is None:
                 break
             if note.label == FORGET:
@@ -168,6 +170,19 @@ class ServerSession:
             finally:
                 service.busy(False)
         LOG.info("session of %s closed", self._client.name)
+
+    def _await_request(self) -> None:
+        """Returns when the client speaks. The dealer's end ends the session now, so that the client's next request opens another."""
+        if self._client.pending:
+            return
+        poll = select.poll()
+        for peer in (self._client, self._dealer):
+            poll.register(peer, select.POLLIN)
+        ready = {number_of for number_of, _ in poll.poll(self._limits.session_s * 1000)}
+        if self._dealer.pending or self._dealer.fileno() in ready:
+            hear(self._dealer)  # it says nothing but that it gives up
+        elif not ready:
+            raise PeerTimeout(f"no request for {self._limits.session_s:g} s", where=SERVER, fix="open another session")
 
     def _request(self, note: Note) -> None:
         service = self._server.service
@@ -215,6 +230,8 @@ class ServerSession:
     def _unfit(self, descriptor: Descriptor) -> Refusal | None:
         if descriptor.tokens > self._limits.tokens:
             return Refusal.TOO_LARGE
+        if not descriptor.suits(self._server.model, self._family):
+            return Refusal.UNSUITED
         if descriptor.past:
             kept = self._caches.get(descriptor.cache)
             batch = (descriptor.shape("input_ids") or (0,))[0]
@@ -243,7 +260,10 @@ class ServerSession:
                         data = receive(stream, keep=self._shelf.fits(total), alive=lambda: say(self._client, WAITING))
                     finally:
                         stream.close()
-                reason = None if self._shelf.put(request, Kept(kind, seed, data)) else Refusal.NO_ROOM
+                if data is None:
+                    reason = Refusal.NO_ROOM
+                else:
+                    self._shelf.put(request, Kept(kind, seed, data))
         except PartyBusy:
             reason = Refusal.BUSY
         except RequestRefused as error:  # the dealer's word, as in _request
@@ -260,6 +280,7 @@ class ServerSession:
 
     def _compute(self, request: bytes, descriptor: Descriptor | None) -> None:
         kept = self._shelf.take(request)
+        stream: CorrectionStream | KeptCorrections
         if kept is not None:
             ask(self._dealer, CREDIT, number(0))  # of nothing: the session is in use
             seed, stream = kept.seed, kept.corrections()

@@ -224,7 +224,7 @@ def test_an_id_is_dealt_for_once(bert: Running, monkeypatch: pytest.MonkeyPatch)
     fixed = bytes(15) + b"\x07"
     with connect(bert.deployment, session=memory_session()) as remote:
         with monkeypatch.context() as patch:
-            patch.setattr("privtensors.deploy.client.new_id", lambda: fixed)
+            patch.setattr("privtensors.deploy.line.new_id", lambda: fixed)
             assert remote(**text_inputs("bert")).logits.shape == (2, 2)
             with pytest.raises(RequestRefused, match="id was used before"):
                 remote(**text_inputs("bert"))
@@ -235,7 +235,7 @@ def test_client_and_server_must_describe_a_request_alike(bert: Running, monkeypa
     with connect(bert.deployment, session=memory_session()) as remote:
         requests: Any = remote.requests
         with monkeypatch.context() as patch:
-            other = Descriptor((("input_ids", (2, 8)),)).encode()
+            other = Descriptor((("input_ids", (2, 8)),))
             patch.setattr(requests, "_for_dealer", lambda _descriptor: other)
             with pytest.raises(RequestRefused, match="describe the request differently"):
                 remote(**text_inputs("bert"))
