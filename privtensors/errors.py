@@ -169,3 +169,15 @@ class RangeExceeded(OutOfRange):
 
 class IdUsed(CorrelationError):
     """An id of a request or of stored correlated randomness was used before."""
+
+
+class AccountingError(PrivTensorsError):
+    """Privacy cannot be accounted as asked: an event without a curve, a reservation that is not open, a target out of reach."""
+
+
+class MixedRelations(AccountingError):
+    """Releases under different neighbouring relations, or per different units, would be added up."""
+
+
+class BudgetExceeded(AccountingError):
+    """The release would overspend a privacy budget; nothing was reserved. The message says what is left."""

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from privtensors.accounting import chain, store
+from privtensors.accounting.book import Book
 from privtensors.accounting.entry import Entry, Head, JsonValue, Verification, canonical_json, check_kind, check_session
 from privtensors.errors import InvalidInput, LedgerCorrupt, LedgerError
 
@@ -57,10 +58,12 @@ class Transaction:
         self.head = entry.head
         return entry
 
-    def entries(self, *, limit: int | None = None, session: str | None = None, kind: str | None = None) -> tuple[Entry, ...]:
+    def entries(
+        self, *, limit: int | None = None, session: str | None = None, kind: str | None = None, after: int = 0
+    ) -> tuple[Entry, ...]:
         """As :meth:`Ledger.entries`, including what was appended in this transaction."""
         self._check_open()
-        return _select(self._connection, self._path, limit, session, kind)
+        return _select(self._connection, self._path, limit, session, kind, after)
 
     def _check_open(self) -> None:
         # SQLite ends a transaction by itself after some write errors; going on would leave a gap in the chain.
@@ -165,13 +168,16 @@ class Ledger:
         with self._open() as (connection, genesis):
             return self._current_head(connection, genesis)
 
-    def entries(self, *, limit: int | None = None, session: str | None = None, kind: str | None = None) -> tuple[Entry, ...]:
+    def entries(
+        self, *, limit: int | None = None, session: str | None = None, kind: str | None = None, after: int = 0
+    ) -> tuple[Entry, ...]:
         """The newest ``limit`` rows (all by default) in the order of the chain, each with its own hash checked.
 
         Args:
             limit: At most so many rows, at least 1.
             session: Only rows of this session id.
-            kind: Only rows of this kind.
+            kind: Only rows of this kind, or of every kind below it: ``"budget."`` with the dot finds ``"budget.reserve"``.
+            after: Only rows with a larger index.
 
         Raises:
             InvalidInput: ``limit`` is below 1.
@@ -179,10 +185,10 @@ class Ledger:
             LedgerError: The ledger cannot be read.
         """
         with self._open() as (connection, _):
-            return _select(connection, self.path, limit, session, kind)
+            return _select(connection, self.path, limit, session, kind, after)
 
     def verify(self, head: str | Head | None = None) -> Verification:
-        """Check every row, every link and the file itself.
+        """Check every row, every link, the bookkeeping of budgets and the file itself.
 
         Args:
             head: A head kept elsewhere. A ledger that has grown since is fine if the row at that index has that hash.
@@ -200,7 +206,9 @@ class Ledger:
         with self._open() as (connection, genesis):
             last = genesis.head
             found.update({last} & {seen, against})
+            book = Book(str(self.path))
             for entry in _walk(connection, self.path, last):
+                book.apply(entry)  # what hashes cannot see: a settlement of nothing, or of more than was reserved
                 last = entry.head
                 if last in (seen, against):
                     found.add(last)
@@ -272,14 +280,20 @@ def _read_head(connection: sqlite3.Connection, path: Path, genesis: Head) -> Hea
         raise
 
 
-def _select(connection: sqlite3.Connection, path: Path, limit: int | None, session: str | None, kind: str | None) -> tuple[Entry, ...]:
+def _select(
+    connection: sqlite3.Connection, path: Path, limit: int | None, session: str | None, kind: str | None, after: int
+) -> tuple[Entry, ...]:
     if limit is not None and limit < 1:
         raise InvalidInput(f"limit is {limit}", where="ledger entries", fix="Ask for at least one row")
+    if type(after) is not int or not 0 <= after < 2**62:
+        raise InvalidInput("after is no index of a row", where="ledger entries", fix="Give 0 or the index of a row")
     query = (
-        f'SELECT {_COLUMNS} FROM entries WHERE (?1 IS NULL OR session = ?1) AND (?2 IS NULL OR kind = ?2) ORDER BY "index" DESC LIMIT ?3'
+        f"SELECT {_COLUMNS} FROM entries WHERE (?1 IS NULL OR session = ?1) AND "
+        "(?2 IS NULL OR kind = ?2 OR (substr(?2, -1) = '.' AND substr(kind, 1, length(?2)) = ?2)) "
+        'AND "index" > ?4 ORDER BY "index" DESC LIMIT ?3'
     )
     with store.translated(path):
-        rows = connection.execute(query, (session, kind, -1 if limit is None else min(limit, 2**62))).fetchall()
+        rows = connection.execute(query, (session, kind, -1 if limit is None else min(limit, 2**62), after)).fetchall()
     return tuple(chain.read_row(row, f"row {row[0]} of {path}") for row in reversed(rows))
 
 

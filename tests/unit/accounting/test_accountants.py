@@ -1,0 +1,163 @@
+"""ε of known compositions, against papers and against integrals of our own."""
+
+from __future__ import annotations
+
+import math
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import privtensors
+from privtensors.accounting import (
+    Composed,
+    Gaussian,
+    Laplace,
+    PLDAccountant,
+    RDPAccountant,
+    SampledGaussian,
+    ZeroConcentrated,
+    calibrate,
+    cost,
+)
+from privtensors.accounting.accountants import MAX_GROUPS, Accountant, coarsen, rdp_curve
+from privtensors.accounting.events import Event, EventGroups, group
+from privtensors.errors import AccountingError, InvalidInput
+from privtensors.testing import AccountantSuite
+from privtensors.testing.accountant_suite import gaussian_epsilon
+
+SST2 = SampledGaussian(0.7, 256 / 67349, 2367)
+
+
+class TestRDP(AccountantSuite):
+    @pytest.fixture
+    def accountant(self) -> Accountant:
+        return RDPAccountant()
+
+
+class TestPLD(AccountantSuite):
+    slack = 0.001
+
+    @pytest.fixture
+    def accountant(self) -> Accountant:
+        return PLDAccountant()
+
+
+@pytest.mark.parametrize(
+    ("event", "epsilon"),
+    [
+        (SampledGaussian(4.0, 0.01, 10_000), 1.26),  # Abadi et al. 2016, section 3.2
+        (SampledGaussian(1.3, 250 / 60_000, 3_600), 1.18),  # TensorFlow Privacy's tutorial on MNIST
+    ],
+)
+def test_rdp_curve_reproduces_published_epsilons(event: Event, epsilon: float) -> None:
+    # Both were published with the older conversion (Mironov 2017, proposition 3).
+    orders = tuple(1 + x / 10 for x in range(1, 600))
+    curve = rdp_curve(group(event), orders)
+    assert min(rho + math.log(1e5) / (order - 1) for order, rho in zip(orders, curve, strict=True)) == pytest.approx(epsilon, abs=0.006)
+
+
+def test_one_total_over_techniques_is_tighter_than_the_sum() -> None:
+    parts: tuple[Event, ...] = (SST2, Laplace(2.0), Composed((Gaussian(20.0),), 30))
+    total = cost(parts, 1e-5)
+    alone = [cost(part, 1e-5) for part in parts]
+    assert (round(alone[0].rdp, 2), round(alone[0].epsilon, 2)) == (3.31, 2.63)
+    assert (round(total.rdp, 2), round(total.epsilon, 2)) == (3.83, 3.17)
+    assert total.epsilon < 0.8 * sum(part.epsilon for part in alone)
+
+
+def _sampled_delta(noise: float, rate: float, epsilon: float) -> float:
+    """δ of one Poisson sampled Gaussian step by numeric integration of both hockey sticks."""
+    x = np.linspace(-15 * noise, 15 * noise + 1, 2_000_001)
+    null = np.exp(-(x**2) / (2 * noise**2)) / (noise * math.sqrt(2 * math.pi))
+    mixed = (1 - rate) * null + rate * np.exp(-((x - 1) ** 2) / (2 * noise**2)) / (noise * math.sqrt(2 * math.pi))
+    width = float(x[1] - x[0])
+    pairs = ((mixed, null), (null, mixed))
+    return max(float(np.clip(p - math.exp(epsilon) * q, 0, None).sum()) * width for p, q in pairs)
+
+
+@pytest.mark.parametrize(("noise", "rate"), [(0.6, 0.02), (1.0, 0.3), (2.0, 0.5)])
+def test_pld_of_a_sampled_step_is_the_integral(noise: float, rate: float) -> None:
+    epsilon = PLDAccountant().epsilon(group(SampledGaussian(noise, rate)), 1e-5)
+    assert _sampled_delta(noise, rate, epsilon * 1.0001) <= 1e-5 < _sampled_delta(noise, rate, epsilon * 0.99)
+
+
+@pytest.mark.parametrize("event", [SST2, SampledGaussian(10.0, 1e-3, 20_000), Composed((Laplace(30.0),), 500)])
+def test_the_discretisation_costs_less_than_one_percent(event: Event) -> None:
+    fine = PLDAccountant(2e-5).epsilon(group(event), 1e-5)
+    assert PLDAccountant().epsilon(group(event), 1e-5) == pytest.approx(fine, rel=0.01)
+
+
+def test_pure_epsilons_stay_pure() -> None:
+    # A hundred Laplace releases of ε 0.001 cannot cost more than their sum.
+    assert 0 < cost(Composed((Laplace(1000.0),), 100), 1e-9).epsilon <= 0.1 * 1.001
+
+
+def test_zcdp_has_rdp_and_no_pld() -> None:
+    found = cost([ZeroConcentrated(1 / 18), Gaussian(3.0)], 1e-5)
+    assert found.pld is None and found.epsilon == found.rdp
+    assert found.rdp == pytest.approx(RDPAccountant().epsilon(group([Gaussian(3.0)] * 2), 1e-5))  # zCDP of 1 / (2 σ²)
+    with pytest.raises(AccountingError, match="zCDP"):
+        PLDAccountant().epsilon(group(ZeroConcentrated(0.1)), 1e-5)
+
+
+@pytest.mark.parametrize("epsilon", [0.3, 3.0])
+@pytest.mark.parametrize("accountant", [RDPAccountant(), PLDAccountant()])
+def test_calibration_meets_its_target_and_no_more(accountant: Accountant, epsilon: float) -> None:
+    noise = calibrate(lambda s: SampledGaussian(s, 0.01, 500), epsilon, 1e-5, accountant=accountant)
+    assert 0.99 * epsilon < accountant.epsilon(group(SampledGaussian(noise, 0.01, 500)), 1e-5) <= epsilon
+
+
+def test_calibration_of_one_gaussian_is_the_analytic_one() -> None:
+    noise = calibrate(Gaussian, 1.0, 1e-5)
+    assert noise == pytest.approx(3.730632, rel=2e-3)  # Balle and Wang 2018, algorithm 1
+    assert gaussian_epsilon(noise, 1e-5) <= 1.0
+
+
+def test_calibration_refuses_what_no_noise_reaches() -> None:
+    with pytest.raises(AccountingError, match="no noise"):
+        calibrate(lambda s: Gaussian(1.0), 0.1, 1e-5)
+    for epsilon in (0.0, math.inf, math.nan):
+        with pytest.raises(InvalidInput):
+            calibrate(Gaussian, epsilon, 1e-5)
+
+
+def _many(distinct: bool) -> EventGroups:
+    draw = random.Random(1)
+    events: list[Event] = []
+    for i in range(10_000):
+        scale = 1 + draw.random() if distinct else 1.0
+        events.append((Gaussian(200 * scale), Laplace(300 * scale), SampledGaussian(2 * scale, 0.001 * scale, 10))[i % 3])
+    return group(events)
+
+
+def test_ten_thousand_entries_cost_less_than_a_second() -> None:
+    cost(Gaussian(1.0), 1e-5)  # the import
+    spent = []
+    for _ in range(3):
+        start = time.process_time()
+        found = cost(_many(distinct=False), 1e-5)
+        spent.append(time.process_time() - start)
+    assert min(spent) < 1.0 and found.pld is not None and 0 < found.pld < found.rdp
+
+
+def test_different_events_are_rounded_the_safe_way() -> None:
+    events = _many(distinct=True)
+    coarse = coarsen(events)
+    assert len(events.counts) > 9_000 and len(coarse.counts) <= MAX_GROUPS + 2
+    few = EventGroups(events.counts[::150])
+    orders = (2.0, 8.0, 32.0)
+    exact = sum(np.array(rdp_curve(EventGroups((pair,)), orders)) for pair in few.counts)
+    bound = np.array(rdp_curve(few, orders))
+    assert len(few.counts) > MAX_GROUPS and (bound >= exact).all() and (bound <= exact * 1.3).all()
+
+
+def test_accounting_imports_neither_torch_nor_dp_accounting() -> None:
+    code = "import sys, privtensors.accounting; print(sorted({'torch', 'dp_accounting', 'scipy', 'sqlite3'} & set(sys.modules)))"
+    root = Path(privtensors.__file__).parents[1]
+    found = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
