@@ -14,7 +14,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, Self
 
 from privtensors.errors import FrameError, PeerLost, PeerTimeout, TransportError, VersionMismatch, WrongPeer
@@ -22,7 +21,6 @@ from privtensors.transport.frames import (
     GREETING_LIMIT,
     HEADER_SIZE,
     NO_SESSION,
-    PAYLOAD_LIMIT,
     Frame,
     FrameReader,
     FrameWriter,
@@ -34,6 +32,7 @@ from privtensors.transport.frames import (
     refusal,
     session_id,
 )
+from privtensors.transport.limits import Limits, Traffic
 from privtensors.transport.tls import Identity, party_of, transport_error
 
 Buffers = Sequence[bytes | memoryview]
@@ -45,37 +44,6 @@ _PIECE: Final = 1 << 17
 _RECORD: Final = 1 << 14  # largest TLS record
 _RECORD_EXTRA: Final = 22  # bytes that a TLS 1.3 record adds: header 5, content type 1, tag 16
 _LINGER_S: Final = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a connection tolerates; the two ends may differ.
-
-    Attributes:
-        payload: Largest payload accepted or sent, bytes.
-        idle_s: Seconds without a byte after which a peer counts as stalled.
-        rate: Bytes per second. A frame may take ``idle_s`` plus its size over ``rate`` in all: dripping does not hold a party.
-    """
-
-    payload: int = PAYLOAD_LIMIT
-    idle_s: float = 8.0
-    rate: float = 1e6
-
-    def __post_init__(self) -> None:
-        if self.payload < 1 or not 0 < self.idle_s < float("inf") or not 0 < self.rate < float("inf"):
-            raise TransportError(f"impossible limits {self}", where="Limits", fix="give positive finite numbers")
-
-
-@dataclass(slots=True)
-class Traffic:
-    """What went over one connection. ``wire`` counts bytes of TLS records that carry data: no handshake, no TCP/IP headers."""
-
-    frames_sent: int = 0
-    frames_received: int = 0
-    payload_sent: int = 0
-    payload_received: int = 0
-    wire_sent: int = 0
-    wire_received: int = 0
 
 
 class Peer:
@@ -207,7 +175,8 @@ class Peer:
             ready = self._poll.poll(max(0.0, left) * 1000)
             now = time.monotonic()
             if now >= self._deadline or (not ready and now >= self._moved_at + idle):
-                raise PeerTimeout(f"no answer for {idle:g} s", where=self._where, fix="see whether the peer runs; else raise Limits.idle_s")
+                fix = "see whether the peer runs; else raise Limits.idle_s"
+                raise PeerTimeout(f"no answer for {idle:.3g} s", where=self._where, fix=fix)
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:

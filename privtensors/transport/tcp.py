@@ -17,13 +17,15 @@ from torch import Tensor
 from privtensors.errors import FrameError, PeerLost, PeerTimeout, TransportError
 from privtensors.transport.base import Message
 from privtensors.transport.frames import Kind, Layout, Reason, decode_words, encode_words, op_id, payload_size
-from privtensors.transport.peer import Limits, Peer, Steps, Traffic
+from privtensors.transport.limits import Limits, Traffic
+from privtensors.transport.peer import Peer, Steps
 from privtensors.transport.tls import Identity, client_context, server_context, transport_error
 
 __all__ = ["Limits", "Listener", "Peer", "TcpChannel", "Traffic", "connect"]
 
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
+_CROWDED_S: Final = 1.5
 _NO_TERMS: Final[Mapping[str, str]] = {}
 
 
@@ -100,7 +102,7 @@ class _Caller:
 
     peer: Peer
     steps: Steps
-    deadline: float
+    since: float
     events: int = select.POLLIN | select.POLLOUT
 
 
@@ -113,8 +115,8 @@ class Listener:
         host, port: Where to listen; port 0 takes a free one, see :attr:`address`.
         terms: What callers must agree on, see :func:`connect`.
         limits: What each connection tolerates.
-        handshake_s: Seconds a caller has to prove who it is.
-        callers: Handshakes at a time; more wait in the system's queue.
+        handshake_s: Seconds a caller has to prove who it is; 1.5 at most while all places are taken.
+        callers: Places: handshakes at a time; more wait in the system's queue.
         on_refused: Called with the error for each caller that was turned away; for logs.
 
     Raises:
@@ -193,7 +195,7 @@ class Listener:
                 poll.register(self._sock, select.POLLIN)
             for caller in self._callers:
                 poll.register(caller.peer, caller.events)
-            poll.poll(max(0.0, min([deadline, *(c.deadline for c in self._callers)]) - now) * 1000)
+            poll.poll(max(0.0, min([deadline, *map(self._deadline, self._callers)]) - now) * 1000)
 
     def _take_calls(self) -> None:
         while len(self._callers) < self._most:
@@ -206,13 +208,20 @@ class Listener:
             with self._turning_away():
                 peer = _secured(sock, self._context, self._limits, f"{self._identity.name} from {address[0]}", listening=True)
                 steps = peer.greet(self._identity, self._parties, self._terms, listening=True)
-                self._callers.append(_Caller(peer, steps, time.monotonic() + self._handshake_s))
+                self._callers.append(_Caller(peer, steps, time.monotonic()))
+
+    def _patience(self) -> float:
+        # Where all places are taken, silent callers must not keep a real party waiting.
+        return self._handshake_s if len(self._callers) < self._most else min(self._handshake_s, _CROWDED_S)
+
+    def _deadline(self, caller: _Caller) -> float:
+        return caller.since + self._patience()
 
     def _advance(self, caller: _Caller) -> bool:
         """Take a handshake as far as it goes now; whether it is done."""
         with self._turning_away(), caller.peer.guard():
-            if time.monotonic() >= caller.deadline:
-                raise PeerTimeout(f"no handshake within {self._handshake_s:g} s", where=self._where, fix="see who calls")
+            if time.monotonic() >= self._deadline(caller):
+                raise PeerTimeout(f"no handshake within {self._patience():g} s", where=self._where, fix="see who calls")
             try:
                 caller.events = next(caller.steps)
                 return False

@@ -12,7 +12,8 @@ import pytest
 from privtensors.deploy.stream import CorrectionStream, send_corrections
 from privtensors.errors import CorrelationError, TransportError
 from privtensors.transport.frames import Kind, op_id
-from privtensors.transport.peer import Limits, Peer
+from privtensors.transport.limits import Limits
+from privtensors.transport.peer import Peer
 from privtensors.transport.tls import Identity, make_test_certificates
 from tests.unit.transport.loopback import pair, together
 
