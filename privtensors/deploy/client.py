@@ -15,7 +15,7 @@ from privtensors.deploy.kinds import expected, kind_of
 from privtensors.deploy.line import Line, Places, Prepared, RequestCost
 from privtensors.deploy.parts import load_client_model, terms_of
 from privtensors.deploy.rooms import LOG, SETUP, deployed_technique, kept_tokens
-from privtensors.errors import InvalidInput, PartyBusy, PrivTensorsError, RequestRefused, TransportError
+from privtensors.errors import InvalidInput, PartyBusy, PeerTimeout, PrivTensorsError, RequestRefused, TransportError
 from privtensors.hf.model import PrivateModel
 from privtensors.hf.wrap import assemble
 from privtensors.policy import Explanation
@@ -61,7 +61,7 @@ class _Requests:
         except (PrivTensorsError, KeyboardInterrupt) as error:
             if self._goes_on(error):
                 raise
-            lost = isinstance(error, TransportError) and line.fresh and not new_line and not kept(cache)
+            lost = _ended(error) and line.fresh and not new_line and not kept(cache)
             self._drop()
             if not lost:
                 raise
@@ -93,7 +93,7 @@ class _Requests:
             except (PrivTensorsError, KeyboardInterrupt) as error:
                 if self._goes_on(error):
                     raise
-                lost = isinstance(error, TransportError) and line.fresh and not new_line and not line.prepared
+                lost = _ended(error) and line.fresh and not new_line and not line.prepared
                 self._drop()
                 if not lost:
                     raise
@@ -168,6 +168,11 @@ class _Requests:
             self.remote.model.get_submodule(where)._parameters.update(module._parameters)
         assert self._line is not None
         return self._line
+
+
+def _ended(error: BaseException) -> bool:
+    """Whether a session is over, and the other party may still answer: one that is silent is not waited for twice."""
+    return isinstance(error, TransportError) and not isinstance(error, PeerTimeout)
 
 
 class RemoteModel(PrivateModel):

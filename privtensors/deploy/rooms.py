@@ -15,7 +15,7 @@ from privtensors.deploy.config import ServiceLimits
 from privtensors.errors import PolicyError
 from privtensors.hf.wrap import computing_technique
 from privtensors.policy import Policy, Technique
-from privtensors.transport.peer import Limits
+from privtensors.transport.limits import Limits
 from privtensors.transport.tcp import TcpChannel
 
 LOG: Final = logging.getLogger("privtensors")

@@ -157,8 +157,7 @@ class ServerSession:
         service = self._server.service
         LOG.info("session of %s opened", self._client.name)
         while not service.ending:
-            self._await_request()
-            note = hear(self._client, FORWARD, PREPARE, FORGET, asked=True)
+            note = hear(self._client, FORWARD, PREPARE, FORGET, asked=True) if self._await_request() else None
             if note is None:
                 break
             if note.label == FORGET:
@@ -171,18 +170,20 @@ class ServerSession:
                 service.busy(False)
         LOG.info("session of %s closed", self._client.name)
 
-    def _await_request(self) -> None:
-        """Returns when the client speaks. The dealer's end ends the session now, so that the client's next request opens another."""
+    def _await_request(self) -> bool:
+        """Whether the client speaks. The dealer's end ends the session now, so that the client's next request opens another."""
         if self._client.pending:
-            return
+            return True
         poll = select.poll()
         for peer in (self._client, self._dealer):
             poll.register(peer, select.POLLIN)
         ready = {number_of for number_of, _ in poll.poll(self._limits.session_s * 1000)}
         if self._dealer.pending or self._dealer.fileno() in ready:
-            hear(self._dealer)  # it says nothing but that it gives up
-        elif not ready:
+            hear(self._dealer, asked=True)  # it says nothing but goodbye, or that it gives up
+            return False
+        if not ready:
             raise PeerTimeout(f"no request for {self._limits.session_s:g} s", where=SERVER, fix="open another session")
+        return True
 
     def _request(self, note: Note) -> None:
         service = self._server.service

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -77,6 +79,7 @@ class Service:
         self._lock = threading.Lock()
         self._open: dict[threading.Thread, Peer] = {}
         self._busy: set[threading.Thread] = set()
+        self._threads: list[threading.Thread] = []
         self._ending = threading.Event()
 
     def __enter__(self) -> Self:
@@ -143,7 +146,8 @@ class Service:
         thread = threading.Thread(target=self._serve, args=(peer,), name=f"{peer.name} {peer.session.hex()[:8]}", daemon=True)
         with self._lock:
             self._open[thread] = peer
-        thread.start()
+            self._threads = [t for t in self._threads if t.is_alive()] + [thread]
+            thread.start()
 
     def _serve(self, peer: Peer) -> None:
         try:
@@ -153,12 +157,15 @@ class Service:
                 LOG.warning("session of %s ended: %s: %s", peer.name, type(error).__name__, error)
             self.count(failed=1)
             peer.abort()
+            traceback.clear_frames(error.__traceback__)  # the connection keeps the error, whose frames hold the session
         except Exception as error:
             # The text of a foreign exception may quote a value: its type is enough for a log.
             LOG.error("session of %s ended: %s", peer.name, type(error).__name__, exc_info=LOG.isEnabledFor(10))
             self.count(failed=1)
             peer.abort()
+            traceback.clear_frames(error.__traceback__)  # the connection keeps the error, whose frames hold the session
         finally:
+            gc.collect()  # a session's model is full of cycles: its shares must not wait for some later collection
             with self._lock:
                 self._open.pop(threading.current_thread(), None)
                 self._busy.discard(threading.current_thread())
@@ -174,5 +181,7 @@ class Service:
             for peer in idle:
                 interrupt(peer)
             if not left or time.monotonic() >= deadline + 2:
-                return
+                break
             time.sleep(0.05)
+        for thread in self._threads:  # one within torch when the interpreter is taken down would abort the process
+            thread.join(1)

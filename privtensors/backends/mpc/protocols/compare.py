@@ -79,7 +79,7 @@ def at_least(
         (opened,) = yield [Open(shrink(x.data, shift).to(narrow) + masks, width)]
     less, equal = [], []
     shape = (len(thresholds), *x.shape)
-    offsets = torch.tensor(thresholds, dtype=narrow).view(-1, *[1] * len(x.shape))
+    offsets = torch.tensor(thresholds, dtype=torch.int64).to(narrow).view(-1, *[1] * len(x.shape))
     c = opened.unsqueeze(0) - offsets
     for (start, size), table in zip(digits, tables, strict=True):
         a = (c >> start) & ((1 << size) - 1)
