@@ -1,9 +1,10 @@
-# make demo | test | lint | bench | test-slow | docs | crypten | clean.  Needs git, make and Python 3.11, 3.12 or 3.13 with venv.
+# make demo | test | lint | bench | test-slow | test-device | docs | crypten | clean.  Needs git, make and Python 3.11, 3.12 or 3.13 with venv.
 # PYTHON=python3.12 chooses the interpreter, PIP_ARGS="--extra-index-url URL" adds options to pip (an index of CPU builds of torch, say).
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 BENCH ?=
+DEVICE ?= cuda
 
 BIN := $(VENV)/bin
 TOY := $(wildcard tests/plugins/toy/pyproject.toml)
@@ -13,7 +14,7 @@ INPUTS := pyproject.toml constraints.txt $(TOY)
 STAMP := $(VENV)/.setup-$(shell { echo '$(CURDIR)'; cat $(INPUTS); } | cksum | cut -d ' ' -f 1)
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
-.PHONY: demo test test-slow lint bench docs crypten setup clean
+.PHONY: demo test test-slow test-device lint bench docs crypten setup clean
 .DEFAULT_GOAL := demo
 
 demo: setup
@@ -24,6 +25,10 @@ test: lint
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# The mpc suite on another device than the CPU; without one the default tests run it on an emulated device.
+test-device: setup
+	PRIVTENSORS_TEST_DEVICE=$(DEVICE) $(BIN)/python -m pytest tests/accelerator/device_suite.py
 
 lint: setup
 	$(BIN)/python -m ruff check .

@@ -48,6 +48,10 @@ class Backend(Protocol):
         assumption: One sentence: what must hold for the guarantee.
         simulated: True when one process holds every party's view.
         kernels: The closed kernel table.
+
+    One that can compute on another device than the CPU says so by a class attribute ``accelerated = True``, takes
+    ``device=`` at construction and keeps it as ``device`` (None for the CPU). Its kernels run under ``with device:``, so
+    that what they make is there, with their public operands moved there.
     """
 
     name: ClassVar[str]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from privtensors.errors import InvalidInput
+from privtensors.errors import InvalidInput, ParameterError
 
 
 def check_finite(x: Tensor, where: str) -> None:
@@ -31,6 +31,26 @@ def check_finite(x: Tensor, where: str) -> None:
     )
 
 
+def checked_device(device: str | torch.device | None) -> torch.device | None:
+    """The device to compute on; None for the CPU.
+
+    Raises:
+        ParameterError: torch cannot use such a device here.
+    """
+    try:
+        found = torch.device("cpu" if device is None else device)
+        if found.type == "cpu":
+            return None
+        torch.empty(1, device=found).cpu()
+    except (RuntimeError, AssertionError) as error:  # torch built without the device asserts
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        fix = "name a device that torch can use, or leave it out for the CPU"
+        raise ParameterError(f"{device} cannot be used here ({reason})", where="device", fix=fix) from None
+    if found.type == "meta":
+        raise ParameterError("the meta device holds no values", where="device", fix="leave it out for the CPU")
+    return found
+
+
 def check_plain(x: object, where: str) -> Tensor:
     """Refuse what no backend can take: not a tensor, sparse or quantized, off the CPU, complex, NaN or infinite.
 
@@ -49,7 +69,8 @@ def check_plain(x: object, where: str) -> Tensor:
             fix="call .to_dense() or .dequantize()",
         )
     if x.device.type not in ("cpu", "meta"):
-        raise InvalidInput(f"expected a tensor on the CPU, got one on {x.device}", where=where, fix="call .cpu() first")
+        fix = "call .cpu() first; Session(device=…) says where to compute"
+        raise InvalidInput(f"expected a tensor on the CPU, got one on {x.device}", where=where, fix=fix)
     if x.is_complex():
         raise InvalidInput(f"dtype {x.dtype} is not supported", where=where, fix="protect real and imaginary part separately")
     if not x.is_meta:

@@ -118,7 +118,13 @@ def route(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     backend = first.backend
     meter = backend.meter
     start = _clock()
-    out = kernel.run(backend, *plain, **kwargs) if kwargs else kernel.run(backend, *plain)
+    device = getattr(backend, "device", None)
+    if device is not None:
+        plain, kwargs = _moved(plain, device), dict(zip(kwargs, _moved(list(kwargs.values()), device), strict=True))
+        with device:
+            out = kernel.run(backend, *plain, **kwargs)
+    else:
+        out = kernel.run(backend, *plain, **kwargs) if kwargs else kernel.run(backend, *plain)
     meter.busy_seconds += _clock() - start
     meter.ops[row.op] += 1
     if kernel.error is not exact:
@@ -132,6 +138,14 @@ def route(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return _wrap(out, row, backend, first.owner, None)
 
 
+def _moved(values: list[Any], device: torch.device) -> list[Any]:
+    """Public operands on the device that the backend computes on."""
+    return [
+        v.to(device) if isinstance(v, Tensor) else _moved(v, device) if type(v) is list and any(isinstance(b, Tensor) for b in v) else v
+        for v in values
+    ]
+
+
 def _wrap(out: Any, row: Route, backend: Backend, owner: str, base: State | None) -> Any:
     if out is None:
         return None
@@ -139,7 +153,7 @@ def _wrap(out: Any, row: Route, backend: Backend, owner: str, base: State | None
         return type(out)(_wrap(o, row, backend, owner, base) for o in out)
     if isinstance(out, Tensor):
         if row.public or out.numel() == 0:  # carries no value, e.g. zeros_like
-            return out
+            return out.cpu()
         raise PlaintextLeak(
             f"the kernel returned a plain tensor of shape {tuple(out.shape)}",
             where=f"{row.op} of backend {backend.name!r}",
@@ -166,9 +180,8 @@ def _check_keywords(func: Any, kwargs: dict[str, Any], row: Route | None) -> Non
                 f"{func} takes a SafeTensor as keyword {key!r}", where="dispatch", fix="out= and protected keyword arguments are not routed"
             )
         if key == "device" and row is not None and value is not None and value.type != "cpu":
-            raise UnsupportedOp(
-                f"{func} would move a SafeTensor to {value}", where="dispatch", fix="SafeTensors stay on the CPU; drop .to(device)"
-            )
+            fix = "drop .to(device): Session(device=…) says where a backend computes"
+            raise UnsupportedOp(f"{func} would move a SafeTensor to {value}", where="dispatch", fix=fix)
 
 
 def _mixed(func: Any, a: Backend, b: Backend) -> MixedBackends:

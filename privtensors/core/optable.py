@@ -164,6 +164,7 @@ OPS: Final[tuple[Op, ...]] = (
     Op("select_backward", "backward", (_a.select_backward.default,)),
     Op("slice_backward", "backward", (_a.slice_backward.default,)),
     Op("convolution_backward", "backward", (_a.convolution_backward.default,)),
+    Op("max_pool2d_backward", "backward", (_a.max_pool2d_with_indices_backward.default,)),
     Op("softplus_backward", "backward", (_a.softplus_backward.default,)),
     Op("log_sigmoid_backward", "backward", (_a.log_sigmoid_backward.default,)),
     Op("log_softmax_backward", "backward", (_a._log_softmax_backward_data.default,)),

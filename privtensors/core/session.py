@@ -7,7 +7,10 @@ import logging
 import secrets
 from typing import Any, Final
 
+import torch
+
 from privtensors.core.backend import Backend, TechniqueSpec
+from privtensors.core.checks import checked_device
 from privtensors.core.meter import Meter
 from privtensors.core.recorder import Recorder
 from privtensors.core.registry import RECORDERS, backend_class, registry, technique_class
@@ -22,13 +25,20 @@ class Session:
     Args:
         recorder: Where reveals are recorded. Default: the ledger registered under ``privtensors.recorders``, opened at
             its default path on the first reveal.
+        device: Where the backends hold and compute on what they protect, e.g. ``"cuda"``. It changes the speed, nothing
+            else: SafeTensors, and what goes in and comes out, are on the CPU whatever the device.
 
     Attributes:
         id: Random identifier of the run, written into ledger rows.
         meter: Counters of this run.
+        device: None for the CPU.
+
+    Raises:
+        ParameterError: There is no such device.
     """
 
-    def __init__(self, *, recorder: Recorder | None = None) -> None:
+    def __init__(self, *, recorder: Recorder | None = None, device: str | torch.device | None = None) -> None:
+        self.device = checked_device(device)
         self.id = secrets.token_hex(8)
         self.meter = Meter()
         self._recorder = recorder
@@ -73,10 +83,22 @@ class Session:
                 fix="use it in a Policy with pt.wrap",
             )
         if spec not in self._backends:
-            backend = self._backends[spec] = backend_class(spec.backend)(spec, self.meter)
+            backend = self._backends[spec] = self._made(spec.backend, spec)
             if backend.simulated and backend.guarantee != "none":
                 _LOG.warning("SIMULATED: one process holds every party's view (backend %s)", spec.backend)
         return self._backends[spec]
+
+    def _made(self, name: str, spec: TechniqueSpec) -> Backend:
+        made: Any = backend_class(name)
+        backend: Backend
+        if self.device is None:
+            backend = made(spec, self.meter)
+            return backend
+        if not getattr(made, "accelerated", False):
+            fix = "use a session without device= for it"
+            raise InvalidInput(f"backend {name!r} computes on the CPU, not on {self.device}", where="Session(device=…)", fix=fix)
+        backend = made(spec, self.meter, device=self.device)
+        return backend
 
     def use(self, technique: TechniqueSpec, backend: Backend) -> None:
         """Let ``backend`` serve ``technique`` in this session, in place of one made on first use: one party's, in a deployment."""

@@ -70,11 +70,13 @@ class BackendSuite:
         missing: What the backend cannot do, and why.
         resolution: Largest absolute error of protecting and revealing a float32 value; 0 for an exact representation.
         examples: Number of examples per property test.
+        device: Where the backend computes; None for the CPU.
     """
 
     missing: ClassVar[Mapping[str, str]] = MappingProxyType({})
     resolution: ClassVar[float] = 0.0
     examples: ClassVar[int] = 40
+    device: ClassVar[str | None] = None
 
     @pytest.fixture
     def technique(self) -> TechniqueSpec:
@@ -83,7 +85,7 @@ class BackendSuite:
     @pytest.fixture
     def session(self) -> Iterator[Session]:
         """A session whose reveals are kept in memory; it is the current one while a test runs."""
-        with Session(recorder=MemoryRecorder()) as session:
+        with Session(recorder=MemoryRecorder(), device=self.device) as session:
             yield session
 
     @pytest.fixture
@@ -290,8 +292,7 @@ class BackendSuite:
     def test_two_backends_do_not_mix(self, technique: TechniqueSpec, session: Session) -> None:
         x = protect(marked(2), technique)
         with Session(recorder=MemoryRecorder()):
-            other = protect(marked(2), technique)
-        others = [other] if technique.backend == "clear" else [other, protect(marked(2), "clear")]
+            others = [protect(marked(2), t) for t in (technique, "clear")[: 1 if technique.backend == "clear" else 2]]
         for y in others:
             for call in (lambda y=y: x + y, lambda y=y: y + x, lambda y=y: torch.cat([x, y])):
                 with pytest.raises(MixedBackends):

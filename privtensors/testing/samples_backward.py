@@ -47,6 +47,19 @@ def _convolution() -> list[Sample]:
     return [sample(_a.convolution_backward.default, "3x3", *args, *rest)]
 
 
+def _max_pool() -> list[Sample]:
+    found = []
+    for name, shape, options in (
+        ("2x2", (1, 2, 6, 6), ([2, 2], [2, 2], [0, 0], [1, 1], False)),
+        ("overlapping", (1, 2, 6, 6), ([3, 3], [2, 2], [1, 1], [1, 1], False)),
+        ("narrow", (2, 5, 2), ([3, 3], [1, 1], [1, 1], [1, 1], False)),
+    ):
+        x = rand(*shape, seed=72, scale=3.0)
+        out, indices = _a.max_pool2d_with_indices.default(x, *options)
+        found.append(sample(_a.max_pool2d_with_indices_backward.default, name, rand(*out.shape, seed=73), x, *options, indices))
+    return found
+
+
 BACKWARD: Final[Mapping[str, Callable[[], list[Sample]]]] = MappingProxyType(
     {
         "relu_backward": lambda: _elementwise(_a.threshold_backward.default, 50, -3, 3, 0),
@@ -64,6 +77,7 @@ BACKWARD: Final[Mapping[str, Callable[[], list[Sample]]]] = MappingProxyType(
         "select_backward": lambda: [sample(_a.select_backward.default, "middle", rand(4, 5, seed=57), [4, 3, 5], 1, 1)],
         "slice_backward": lambda: [sample(_a.slice_backward.default, "step 2", rand(2, 5, seed=58), [4, 5], 0, 0, 4, 2)],
         "convolution_backward": _convolution,
+        "max_pool2d_backward": _max_pool,
         **LOSSES,
     }
 )

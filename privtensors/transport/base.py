@@ -53,7 +53,7 @@ def packed(words: Tensor, bits: int) -> memoryview:
     """As :func:`pack`, without the last copy: for sending."""
     if not 1 <= bits <= 64:
         raise TransportError(f"cannot pack {bits} bits per word", where="pack", fix="use 1 to 64")
-    flat = words.detach().contiguous().view(-1).numpy()
+    flat = words.detach().cpu().contiguous().view(-1).numpy()
     count = len(flat)
     if bits == 1:
         return _view(np.packbits((flat & 1).astype(np.uint8), bitorder="little"))

@@ -243,7 +243,8 @@ class Peer:
                 f"{theirs.sender!r} greets {theirs.receiver!r}", where=self._where, fix="check names and addresses of the parties"
             )
         if differing := sorted(k for k in mine.terms.keys() | theirs.terms.keys() if mine.terms.get(k) != theirs.terms.get(k)):
-            raise VersionMismatch(f"the parties differ in {', '.join(differing)}", where=self._where, fix="give both the same")
+            what = f"the parties differ in {', '.join(differing)}"
+            raise VersionMismatch(what, where=self._where, fix="give both the same", terms=tuple(differing))
         nonces = (mine.nonce, theirs.nonce) if listening else (theirs.nonce, mine.nonce)
         self.session = self._reader.session = self._writer.session = session_id(*nonces)
         self._reader.limit = self.limits.payload

@@ -22,7 +22,7 @@ from privtensors.hf.wrap import assemble
 from privtensors.testing.assets import SKIP_REASON, minilm_path
 from privtensors.transport.memory import MemoryChannel
 from privtensors.transport.record import RecordingChannel, Tape
-from tests.unit.backends.mpc.parties import run_apart
+from tests.unit.backends.mpc.roles import Role, apart
 from tests.unit.hf.tiny import CAUSAL, TEXT, VISION, build, text_inputs
 
 POLICY = Policy(infer=[MPC(embeddings="server")])
@@ -172,22 +172,23 @@ def test_client_server_and_dealer_apart(name: str) -> None:
     if name.startswith("gpt2"):
         inputs["use_cache"] = False  # type: ignore[assignment]
 
-    def run(backend: MPCBackend, me: int | None) -> Tensor:
+    def job(role: Role) -> Tensor:
         session = Session(recorder=MemoryRecorder())
-        session.use(technique, backend)
+        session.use(technique, role.backend)
+        client, server = (role.backend.holds(owner) for owner in ("client", "server"))
         with torch.no_grad():
-            mine = model if me == 1 else structure(model)
-            private = assemble(mine, POLICY, technique, session, progress=False, client_here=me == 0)
+            mine = model if server else structure(model)
+            private = assemble(mine, POLICY, technique, session, progress=False, client_here=client)
             public = describe(inputs, private.family, cache=0, past=0)
-            given = inputs if me == 0 else public.arguments(private.config, private.family, None)
+            given = inputs if client else public.arguments(private.config, private.family, None)
             logits: Tensor = private.model(**given).logits
             return logits
 
-    at_client, at_server = run_apart(run).results
+    results = apart(job).results
     with torch.no_grad():
         want = model(**inputs).logits
-    assert (at_client - want).abs().max() < 0.02 * max(1.0, float(want.abs().max()))
-    assert not at_server.any()
+    assert (results["client"] - want).abs().max() < 0.02 * max(1.0, float(want.abs().max()))
+    assert not results["server"].any()
 
 
 def test_explicit_positions_are_refused_where_the_server_would_have_to_know_them() -> None:

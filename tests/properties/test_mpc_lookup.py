@@ -9,10 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from privtensors.backends.mpc.backend import MPCBackend
 from privtensors.backends.mpc.protocols.lookup import lookup, open_table, packed_bits, selected_sums
 from tests.unit.backends.mpc.harness import Lab, same, value, words_of
-from tests.unit.backends.mpc.parties import run_apart
+from tests.unit.backends.mpc.roles import Role, apart
 
 
 def table_of(size: int, width: int, number: int = 0) -> Tensor:
@@ -75,13 +74,12 @@ def test_the_same_at_three_parties_apart(size: int, width: int, data: st.DataObj
     ids = torch.tensor(data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=9)))
     weights = table_of(size, width)
 
-    def run(backend: MPCBackend, me: int | None) -> Any:
-        w = backend.protect(weights if me == 1 else weights.to("meta"), owner="server")
-        i = backend.protect(ids if me == 0 else ids.to("meta"), owner="client")
-        backend.prepare_table(w)
-        return [backend.kernels[("embedding", "AA")].run(backend, w, i, -1) for _ in range(2)]
+    def job(role: Role) -> Any:
+        w, i = role.protect(weights, "server"), role.protect(ids, "client")
+        role.backend.prepare_table(w._state.payload)
+        return [torch.nn.functional.embedding(i, w)._state.payload for _ in range(2)]  # type: ignore[attr-defined]
 
-    apart = run_apart(run)
-    for client, server in zip(*apart.results, strict=True):
+    results = apart(job).results
+    for client, server in zip(results["client"], results["server"], strict=True):
         client.data = torch.cat([client.data, server.data])
         assert torch.allclose(value(client), weights[ids].double(), atol=2.0**-18)

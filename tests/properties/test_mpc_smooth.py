@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privtensors.backends.mpc.fits import Series, fit
+from privtensors.backends.mpc.fits import Series, fit, precise
 from privtensors.backends.mpc.protocols.activation import RANGE_BITS, activate, activation, exponential_series
 from privtensors.backends.mpc.protocols.fourier import Plan, bulk, pieces, widen
 from privtensors.backends.mpc.protocols.normalise import power
@@ -201,7 +201,7 @@ def test_activations_wrap_beyond_their_range() -> None:
 
 def test_fits_say_what_they_reach() -> None:
     for low, high, period in ((-5.0, 5.0, 16.0), (-3.0, 2.0, 8.0)):
-        s = fit(np.tanh, low=low, high=high, period=period, harmonics=range(1, 13))
+        s = fit(precise().tanh, low=low, high=high, period=period, harmonics=range(1, 13))
         grid = torch.linspace(low, high, 5001, dtype=torch.float64)
         assert worst(evaluate(s, grid), torch.tanh(grid)) <= s.error * 1.01
     assert exponential_series().error < 1e-2

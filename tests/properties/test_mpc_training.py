@@ -87,6 +87,34 @@ def test_slopes_end_where_they_should(name: str) -> None:
     assert act.plan.series.error < 1e-4 and (act.below, act.above) == ((0.0, 0.0) if name == "softplus" else (0.0, 1.0))
 
 
+def taps(draw: st.DrawFn) -> tuple[int, int, int, int, int]:
+    """Size, kernel, stride, padding and dilation of one axis: every window has a tap on the image, or torch has no answer."""
+    kernel, stride, dilation = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    padding = draw(st.integers(0, kernel // 2))
+    return draw(st.integers(max(dilation, dilation * (kernel - 1) + 1 - 2 * padding), 7)), kernel, stride, padding, dilation
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.composite(lambda draw: (taps(draw), taps(draw)))(), st.integers(0, 2), st.integers(0, 99))
+def test_maximum_pooling_in_every_geometry(axes: tuple[tuple[int, ...], tuple[int, ...]], batch: int, number: int) -> None:
+    """Values, places and gradients are torch's, of equal elements too."""
+    (high, wide), *rest = zip(*axes, strict=True)
+    options = dict(zip(("kernel_size", "stride", "padding", "dilation"), rest, strict=True))
+    generator = torch.Generator().manual_seed(number)
+    start = torch.randint(-4, 5, (*([batch] if batch else []), 2, high, wide), generator=generator) / 4
+    found = []
+    with Session(recorder=MemoryRecorder()):
+        for private in (False, True):
+            x = nn.Parameter(protect(start, MPC()) if private else start.clone())
+            out, places = nn.functional.max_pool2d(x, return_indices=True, **options)
+            slopes = torch.randint(-8, 9, out.shape, generator=torch.Generator().manual_seed(number)) / 8
+            out.backward(protect(slopes, MPC()) if private else slopes)
+            parts = (out.detach(), places, x.grad)
+            found.append([reveal(t) if private else t for t in parts])
+    for plain, ours in zip(*found, strict=True):
+        assert torch.equal(plain, ours) and plain.dtype == ours.dtype
+
+
 # --- optimizers ---------------------------------------------------------------------------------------------------------------
 
 

@@ -121,6 +121,8 @@ class Service(Process):
 class Parties:
     """Server, dealer and their links; clients are made on demand.
 
+    Nothing runs until :meth:`start`.
+
     Attributes:
         links: ``"client-server"``, ``"client-dealer"``, ``"server-dealer"``.
         services: The ones that serve now.
@@ -146,11 +148,16 @@ class Parties:
         self._spare: dict[Role, Service] = {}
         self.dead: list[Process] = []
         self.clients: list[Client] = []
+        self.services: dict[Role, Service] = {}
+
+    def start(self) -> None:
+        """Start the services and wait until they listen."""
         roles: tuple[Role, ...] = ("dealer", "server")
-        self.services = {role: self._start(role) for role in roles}
+        for role in roles:
+            self.services[role] = self._start(role)
         for role in roles:
             self._point(role)
-            if spares:
+            if self._spares:
                 self._spare[role] = self._start(role)
 
     def client(self, party: str = "client") -> Client:
@@ -207,6 +214,7 @@ def parties(folder: Path, *, limits: str = "idle_s = 8", spares: bool = True, ke
     """Real processes until the block ends."""
     found = Parties(folder, limits=limits, spares=spares, keep=keep)
     try:
+        found.start()
         yield found
     finally:
         found.close()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from privtensors.backends.mpc.correlations import padded
 from privtensors.deploy import connect
-from privtensors.deploy.links import CREDIT, DATA, FORGET, FORWARD, GO, OPEN, READY, SEED, SEEDS, WAITING
+from privtensors.deploy.links import Label
 from privtensors.transport.base import unpack
 from privtensors.transport.frames import Kind, Layout, op_id, parse_description
 from privtensors.transport.peer import Peer
@@ -22,7 +22,7 @@ from privtensors.transport.record import Entry, Tape
 from tests.unit.backends.mpc.harness import Round
 from tests.unit.deploy.places import memory_session, running, write_deployment
 
-LABELS = {op_id(text): text for text in (FORGET, FORWARD, GO, OPEN, READY, SEED, SEEDS, WAITING, CREDIT, DATA)}
+LABELS = {op_id(label): str(label) for label in Label if label not in (Label.NO, Label.PREPARE)}  # neither is due here
 
 
 @dataclass

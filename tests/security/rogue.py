@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 from privtensors.deploy.config import DEALER, SERVER
-from privtensors.deploy.links import FORWARD, OPEN, READY, SEED, SEED_SIZE, SEEDS, answer, ask
+from privtensors.deploy.links import SEED_SIZE, Label, answer, ask
 from privtensors.deploy.rooms import SETUP
 from privtensors.transport.frames import HEADER_SIZE, FrameWriter, Kind, op_id
 from privtensors.transport.peer import Peer
@@ -122,9 +122,8 @@ class Rogue:
     def __init__(self, place: Running, party: str = "other") -> None:
         self._place, self._open = place, ExitStack()
         identity = Identity.load(place.deployment.keys, party)
-        terms = place.server.terms
-        self.server: Peer = self._open.enter_context(connect(place.deployment.server, identity, SERVER, terms=terms))
-        self.dealer: Peer = self._open.enter_context(connect(place.deployment.dealer, identity, DEALER, terms=terms))
+        self.server: Peer = self._open.enter_context(connect(place.deployment.server, identity, SERVER, terms=place.server.terms))
+        self.dealer: Peer = self._open.enter_context(connect(place.deployment.dealer, identity, DEALER, terms=place.server.dealer_terms))
 
     def __enter__(self) -> Self:
         return self
@@ -134,19 +133,19 @@ class Rogue:
 
     def greet(self) -> Self:
         """Open a session as an honest client does."""
-        ask(self.dealer, OPEN, self.server.session)
-        ask(self.server, OPEN)
-        answer(self.server, READY)
-        answer(self.dealer, READY)
-        self.server.exchange(Kind.REQUEST, [b"\x05" * SEED_SIZE], due=SEED_SIZE, op=op_id(SEEDS))
+        ask(self.dealer, Label.OPEN, self.server.session)
+        ask(self.server, Label.OPEN)
+        answer(self.server, Label.READY)
+        answer(self.dealer, Label.READY)
+        self.server.exchange(Kind.REQUEST, [b"\x05" * SEED_SIZE], due=SEED_SIZE, op=op_id(Label.SEEDS))
         return self
 
     def announce(self, body: bytes, view: bytes | None = None, *, request: bytes) -> memoryview:
         """Announce a request to both; what the dealer says."""
-        ask(self.server, FORWARD, request, body)
+        ask(self.server, Label.FORWARD, request, body)
         answer(self.server, "privtensors go")
-        ask(self.dealer, FORWARD, request, body if view is None else view)
-        return answer(self.dealer, SEED)
+        ask(self.dealer, Label.FORWARD, request, body if view is None else view)
+        return answer(self.dealer, Label.SEED)
 
     def set_up(self) -> Self:
         """Run the set-up: words of the right sizes, whatever they are."""

@@ -128,8 +128,10 @@ def test_wrong_certificates_are_refused_before_anything_but_the_greeting(place: 
         assert sent < 4096 and place.links["client-dealer"].passed == before["client-dealer"]
 
 
-@pytest.mark.parametrize("subject", ["policy", "model"])
-def test_another_policy_or_model_is_refused_before_anything_but_the_greeting(place: Parties, tmp_path: Path, subject: str) -> None:
+@pytest.mark.parametrize("subject", ["policy", "model", "tables"])
+def test_another_policy_model_or_checkpoint_is_refused_before_anything_but_the_greeting(
+    place: Parties, tmp_path: Path, subject: str
+) -> None:
     from privtensors.core.recorder import MemoryRecorder
     from privtensors.core.session import Session
     from privtensors.deploy import connect
@@ -141,27 +143,29 @@ def test_another_policy_or_model_is_refused_before_anything_but_the_greeting(pla
     if subject == "policy":
         text = text.replace('technique = "mpc"', 'technique = "mpc"\nfractional_bits = 17')
     else:
-        folder = tmp_path / "wide"
+        folder = tmp_path / "other"
         folder.mkdir()
-        write_deployment(folder, "bert", seed_model=_wider())
+        write_deployment(folder, "bert", seed_model=_random(96 if subject == "model" else 64))
     policy = folder / f"{subject}.toml"
     policy.write_text(text)
-    before = dict(place.links["client-server"].passed)
+    before, dealer = dict(place.links["client-server"].passed), dict(place.links["client-dealer"].passed)
     with pytest.raises(VersionMismatch, match=subject):
         connect(policy, keys=place.folder / "keys", session=Session(recorder=MemoryRecorder()), timeout=5)
     after = place.links["client-server"].passed
     # A handshake with two certificates, and one greeting each way.
     assert after["up"] - before["up"] < 4096 and after["down"] - before["down"] < 4096
+    assert place.links["client-dealer"].passed == dealer
 
 
-def _wider() -> object:
+def _random(intermediate_size: int) -> object:
+    """Of the served model's structure where the size is 64, with other weights."""
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
     from tests.unit.hf.tiny import TEXT_SIZES
 
     torch.manual_seed(0)
-    return BertForSequenceClassification(BertConfig(**(TEXT_SIZES | {"intermediate_size": 96}))).eval()
+    return BertForSequenceClassification(BertConfig(**(TEXT_SIZES | {"intermediate_size": intermediate_size}))).eval()
 
 
 def test_garbage_and_silent_callers_do_not_keep_a_client_out(place: Parties) -> None:

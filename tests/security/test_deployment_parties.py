@@ -23,12 +23,13 @@ from privtensors.deploy import connect
 from privtensors.deploy.config import Deployment
 from privtensors.deploy.dealer import DealerServer
 from privtensors.deploy.descriptor import Descriptor
-from privtensors.deploy.links import FORGET, FORWARD, GO, OPEN, READY, SEED, SEED_SIZE, SEEDS, WAITING, answer, ask, number, say
+from privtensors.deploy.links import SEED_SIZE, Label, answer, ask, number, say
 from privtensors.deploy.rooms import SETUP
 from privtensors.deploy.server import Server
 from privtensors.errors import PartyBusy, PrivTensorsError, RequestRefused, TransportError, VersionMismatch, WrongPeer
 from privtensors.transport.frames import Kind, op_id
-from privtensors.transport.tls import make_test_certificates
+from privtensors.transport.tcp import connect as dial
+from privtensors.transport.tls import Identity, make_test_certificates
 from tests.security.rogue import CHANGES, SLOW, Change, Rogue
 from tests.unit.deploy.places import Running, memory_session, running, write_deployment
 from tests.unit.hf.tiny import build, text_inputs
@@ -72,8 +73,8 @@ def frames() -> list[tuple[str, Kind, bool, int, str]]:
         ("the client's shares", Kind.EXCHANGE, True, 30, ""),
         ("the server's shares", Kind.EXCHANGE, False, 30, ""),
         ("the server's last share of the answer", Kind.EXCHANGE, False, 74, ""),
-        ("the announcement to the dealer", Kind.REQUEST, True, 1, FORWARD),
-        ("the dealer's seed", Kind.REPLY, False, 0, SEED),
+        ("the announcement to the dealer", Kind.REQUEST, True, 1, Label.FORWARD),
+        ("the dealer's seed", Kind.REPLY, False, 0, Label.SEED),
         ("the corrections", Kind.CORRELATION, False, 0, ""),
     ]
 
@@ -158,8 +159,8 @@ def test_a_malformed_request_ends_the_rogues_session(place: Running, caplog: pyt
             with Rogue(place) as rogue:
                 rogue.greet().set_up()
                 with pytest.raises(TransportError):
-                    ask(rogue.server, FORWARD, secrets.token_bytes(16), data)
-                    answer(rogue.server, GO)
+                    ask(rogue.server, Label.FORWARD, secrets.token_bytes(16), data)
+                    answer(rogue.server, Label.GO)
                     taken.append(name)
     assert not taken
 
@@ -175,77 +176,77 @@ def test_a_request_that_the_model_cannot_compute_is_refused_and_the_session_goes
 
 
 def no_dealer(rogue: Rogue) -> None:
-    ask(rogue.server, OPEN)
+    ask(rogue.server, Label.OPEN)
 
 
 def no_server(rogue: Rogue) -> None:
-    ask(rogue.dealer, OPEN, rogue.server.session)
+    ask(rogue.dealer, Label.OPEN, rogue.server.session)
 
 
 def twice_at_the_dealer(rogue: Rogue) -> None:
-    ask(rogue.dealer, OPEN, rogue.dealer.session)
-    ask(rogue.server, OPEN)
+    ask(rogue.dealer, Label.OPEN, rogue.dealer.session)
+    ask(rogue.server, Label.OPEN)
 
 
 def no_session(rogue: Rogue) -> None:
-    ask(rogue.dealer, OPEN, b"short")
-    ask(rogue.server, OPEN)
+    ask(rogue.dealer, Label.OPEN, b"short")
+    ask(rogue.server, Label.OPEN)
 
 
 def a_reply_instead(rogue: Rogue) -> None:
-    say(rogue.server, OPEN)
-    say(rogue.dealer, OPEN)
+    say(rogue.server, Label.OPEN)
+    say(rogue.dealer, Label.OPEN)
 
 
 def the_servers_seed(rogue: Rogue) -> None:
-    ask(rogue.dealer, OPEN, rogue.server.session)
-    ask(rogue.server, OPEN)
-    answer(rogue.server, READY)
+    ask(rogue.dealer, Label.OPEN, rogue.server.session)
+    ask(rogue.server, Label.OPEN)
+    answer(rogue.server, Label.READY)
     theirs = rogue.server.recv(Kind.REQUEST)
-    rogue.server.send(Kind.REQUEST, [bytes(theirs.payload)], op=op_id(SEEDS))
+    rogue.server.send(Kind.REQUEST, [bytes(theirs.payload)], op=op_id(Label.SEEDS))
 
 
 def a_short_seed(rogue: Rogue) -> None:
-    ask(rogue.dealer, OPEN, rogue.server.session)
-    ask(rogue.server, OPEN)
-    answer(rogue.server, READY)
-    rogue.server.send(Kind.REQUEST, [b"\x01" * (SEED_SIZE - 1)], op=op_id(SEEDS))
+    ask(rogue.dealer, Label.OPEN, rogue.server.session)
+    ask(rogue.server, Label.OPEN)
+    answer(rogue.server, Label.READY)
+    rogue.server.send(Kind.REQUEST, [b"\x01" * (SEED_SIZE - 1)], op=op_id(Label.SEEDS))
 
 
 def forward_first(rogue: Rogue) -> None:
     rogue.greet()
-    ask(rogue.server, FORWARD, secrets.token_bytes(16), body())
+    ask(rogue.server, Label.FORWARD, secrets.token_bytes(16), body())
 
 
 def a_short_id(rogue: Rogue) -> None:
     rogue.greet()
-    ask(rogue.server, FORWARD, b"short")
+    ask(rogue.server, Label.FORWARD, b"short")
 
 
 def forget_what(rogue: Rogue) -> None:
     rogue.greet().set_up()
-    ask(rogue.server, FORGET, number(77))
-    ask(rogue.server, FORGET, b"77")
+    ask(rogue.server, Label.FORGET, number(77))
+    ask(rogue.server, Label.FORGET, b"77")
 
 
 def forget_what_at_the_dealer(rogue: Rogue) -> None:
     rogue.greet().set_up()
-    ask(rogue.dealer, FORGET, b"77")
+    ask(rogue.dealer, Label.FORGET, b"77")
 
 
 def keep_waiting_for_ever(rogue: Rogue) -> None:
     rogue.greet().set_up()
-    ask(rogue.server, FORWARD, secrets.token_bytes(16), body())
-    answer(rogue.server, GO)
+    ask(rogue.server, Label.FORWARD, secrets.token_bytes(16), body())
+    answer(rogue.server, Label.GO)
     for _ in range(8):
         time.sleep(IDLE_S / 4)
-        say(rogue.dealer, WAITING)
+        say(rogue.dealer, Label.WAITING)
 
 
 def never_tells_the_dealer(rogue: Rogue) -> None:
     rogue.greet().set_up()
-    ask(rogue.server, FORWARD, secrets.token_bytes(16), body())
-    answer(rogue.server, GO)
+    ask(rogue.server, Label.FORWARD, secrets.token_bytes(16), body())
+    answer(rogue.server, Label.GO)
 
 
 def never_computes(rogue: Rogue) -> None:
@@ -255,7 +256,7 @@ def never_computes(rogue: Rogue) -> None:
 
 def only_the_dealer(rogue: Rogue) -> None:
     rogue.greet().set_up()
-    ask(rogue.dealer, FORWARD, secrets.token_bytes(16), body())
+    ask(rogue.dealer, Label.FORWARD, secrets.token_bytes(16), body())
 
 
 def never_reads(rogue: Rogue) -> None:
@@ -303,10 +304,32 @@ def test_a_request_that_server_and_dealer_see_differently_is_not_dealt_for(place
 
 def test_a_client_may_not_take_part_in_anothers_session(place: Running, caplog: pytest.LogCaptureFixture) -> None:
     with typed(place, caplog), Rogue(place) as rogue, Rogue(place, "client") as victim:
-        ask(victim.dealer, OPEN, victim.server.session)
-        ask(rogue.dealer, OPEN, victim.server.session)
+        ask(victim.dealer, Label.OPEN, victim.server.session)
+        ask(rogue.dealer, Label.OPEN, victim.server.session)
         with pytest.raises(TransportError):
-            answer(rogue.dealer, READY)
+            answer(rogue.dealer, Label.READY)
+
+
+@pytest.mark.parametrize("within", [False, True], ids=["between requests", "within a request"])
+def test_only_the_client_has_a_cache_forgotten_at_the_dealer(place: Running, caplog: pytest.LogCaptureFixture, within: bool) -> None:
+    deployment, terms = place.deployment, place.server.dealer_terms
+    session = secrets.token_bytes(16)
+    with (
+        typed(place, caplog),
+        dial(deployment.dealer, Identity.load(deployment.keys, "server"), "dealer", terms=terms) as server,
+        dial(deployment.dealer, Identity.load(deployment.keys, "other"), "dealer", terms=terms) as client,
+    ):
+        ask(server, Label.OPEN, session, b"other")
+        ask(client, Label.OPEN, session)
+        for peer in (server, client):
+            answer(peer, Label.READY)
+        if within:
+            ask(client, Label.FORWARD, secrets.token_bytes(16), SETUP)
+            time.sleep(0.2)
+        ask(server, Label.FORGET, number(1))
+        for peer in (server, client):
+            with pytest.raises(TransportError):
+                answer(peer, Label.SEED)
 
 
 def test_more_sessions_than_allowed_are_busy_and_the_others_go_on(place: Running) -> None:

@@ -242,7 +242,7 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Request]:
 
 
 def a_seed_used_twice(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("privtensors.deploy.ids._two_seeds", lambda: (b"\x01" * SEED_SIZE, b"\x02" * SEED_SIZE))
+    patch.setattr("privtensors.deploy.ids.two_seeds", lambda: (b"\x01" * SEED_SIZE, b"\x02" * SEED_SIZE))
 
 
 def small_masks(patch: pytest.MonkeyPatch) -> None:

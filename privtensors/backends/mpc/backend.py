@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Final, TypeVar
 
 import torch
@@ -59,6 +60,8 @@ class MPCBackend:
         meter: Counts rounds, bytes, dealer bytes and offline seconds.
         channel: Default both parties in this process; else the one party's connection to the other.
         dealer: Where randomness comes from. Default a fresh dealer seeded by the operating system.
+        device: Where shares are kept and computed on, e.g. ``torch.device("cuda")``; None for the CPU. A dealer that is given
+            must give its words there.
 
     Raises:
         ParameterError: A channel of one party, or of none, with the dealer of two.
@@ -68,8 +71,18 @@ class MPCBackend:
     guarantee: ClassVar[str] = "computational"
     assumption: ClassVar[str] = "one semi-honest computing party; the dealer is honest and colludes with nobody"
     kernels: ClassVar[KernelTable] = KERNELS
+    accelerated: ClassVar[bool] = True
 
-    def __init__(self, technique: Any, meter: Meter, *, channel: Channel | None = None, dealer: Correlations | None = None) -> None:
+    def __init__(
+        self,
+        technique: Any,
+        meter: Meter,
+        *,
+        channel: Channel | None = None,
+        dealer: Correlations | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        self.device = device
         self.technique = technique
         self.meter = meter
         channel = channel or MemoryChannel()
@@ -79,14 +92,18 @@ class MPCBackend:
             raise ParameterError(what, where="MPCBackend", fix="give PartyCorrelations to a party and Tracer to the dealer")
         self.frac: int = technique.fractional_bits
         watch = Watch(technique.diagnose) if getattr(technique, "ranges", "saturate") == "checked" else None
-        self.runtime = Runtime(channel, dealer or Dealer(meter), meter, self.frac, watch)
+        self.runtime = Runtime(channel, dealer or Dealer(meter, device=device), meter, self.frac, watch)
 
     def __repr__(self) -> str:
         return f"MPCBackend(frac={self.frac}, simulated={self.simulated})"
 
     def run(self, protocol: Protocol[T]) -> T:
-        """Drive a protocol over this backend's channel."""
+        """Drive a protocol over this backend's channel, on the device it runs on."""
         return self.runtime.run(protocol)
+
+    def _here(self) -> AbstractContextManager[object]:
+        """What is made inside is made where the shares are."""
+        return nullcontext() if self.device is None else self.device
 
     def locate(self, layer: str) -> None:
         """Name the layer that runs next, for the errors of checked ranges with ``diagnose``."""
@@ -109,7 +126,8 @@ class MPCBackend:
         """
         assert isinstance(payload, Shares)
         base = payload.like(_flipped(payload.data, 1).contiguous()) if transposed else payload
-        wire = self.run(open_wire(self.runtime, base))
+        with self._here():
+            wire = self.run(open_wire(self.runtime, base))
         wire.reused = True
         if transposed:
             wire = wire.map(_flipped)
@@ -119,7 +137,8 @@ class MPCBackend:
     def prepare_table(self, payload: Payload) -> None:
         """Mask an embedding table for private lookups ahead of use. Costs no memory: the masked form replaces the shares."""
         assert isinstance(payload, Shares)
-        payload.data = self.run(open_table(self.runtime, payload)).rows
+        with self._here():
+            payload.data = self.run(open_table(self.runtime, payload)).rows
 
     def encode(self, x: Tensor, frac: int) -> Tensor:
         """Fixed-point int64 words of a public tensor, rounded to nearest.
@@ -159,9 +178,11 @@ class MPCBackend:
             raise InvalidInput(what, where="protect(mpc)", fix="its owner gives the value, the other parties a tensor on the meta device")
         frac = self.frac if x.dtype.is_floating_point else 0
         words = torch.zeros((), dtype=torch.int64).expand(x.shape) if x.is_meta else self._fixed_point(x, frac)
-        shares = Shares(self.runtime.dealer.input_shares(words, party_of(owner)), frac, WORD, x.dtype)
-        if x.dtype in _INDICES and party_of(owner) == 0:
-            shares.known = self.runtime.constant(words)  # in the client's row only: it can look rows up by them
+        with self._here():
+            words = words if self.device is None else words.to(self.device)
+            shares = Shares(self.runtime.dealer.input_shares(words, party_of(owner)), frac, WORD, x.dtype)
+            if x.dtype in _INDICES and party_of(owner) == 0:
+                shares.known = self.runtime.constant(words)  # in the client's row only: it can look rows up by them
         return shares
 
     def _fixed_point(self, x: Tensor, frac: int) -> Tensor:
@@ -200,12 +221,13 @@ class MPCBackend:
             told, words = yield [Open(flags, 1, xor=True, receiver=receiver), result]
             return shares, told & 1, words
 
-        shares, told, opened = self.run(opening())
+        with self._here():
+            shares, told, opened = self.run(opening())
         if not (self.simulated or receiver in rt.channel.parties):
             return torch.zeros(shares.shape, dtype=shares.dtype)
         if told is not None and bool(told.any()):
             raise _exceeded([label for label, line in zip(labels, told, strict=True) if bool(line.any())])
-        words = sign_extend(opened, shares.ring)
+        words = sign_extend(opened.cpu(), shares.ring)
         value = words.to(torch.float64) / 2.0**shares.frac
         if shares.dtype == torch.bool:
             return value.gt(0.5)
@@ -220,7 +242,8 @@ class MPCBackend:
             "dtype": str(payload.dtype).removeprefix("torch."),
             "shape": ",".join(map(str, payload.shape)),
         }
-        return {f"party{i}": ({"share": row.contiguous()}, text) for i, row in zip(self.runtime.channel.parties, payload.data, strict=True)}
+        rows = zip(self.runtime.channel.parties, payload.data.cpu(), strict=True)
+        return {f"party{i}": ({"share": row.contiguous()}, text) for i, row in rows}
 
     def restore(self, parts: Mapping[str, tuple[Mapping[str, Tensor], Mapping[str, str]]]) -> Shares:
         """Inverse of :meth:`export`.
@@ -250,4 +273,4 @@ class MPCBackend:
             raise FileFormatError("scale, ring, dtype or shape is malformed", where="mpc", fix="save the tensor again") from error
         if not (0 <= frac <= 62 and 0 < ring <= WORD and dtype in _DTYPES and shape == tuple(rows[0].shape)):
             raise FileFormatError("scale, ring, dtype or shape is out of range", where="mpc", fix="save the tensor again")
-        return Shares(torch.stack(rows), frac, ring, dtype)
+        return Shares(torch.stack(rows).to(self.device or "cpu"), frac, ring, dtype)

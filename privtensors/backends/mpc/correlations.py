@@ -45,16 +45,18 @@ class PartyCorrelations:
         party: Which party this is.
         input_seeds: The two owners' 32-byte seeds, party 0's and party 1's, known to both: an owner's input is masked
             with words expanded from its seed, which are the other party's share.
+        device: Where the shares are wanted; None for the CPU.
 
     Raises:
         ParameterError: No such party, or equal seeds.
     """
 
-    def __init__(self, meter: Meter, party: int, input_seeds: tuple[bytes, bytes]) -> None:
+    def __init__(self, meter: Meter, party: int, input_seeds: tuple[bytes, bytes], device: torch.device | None = None) -> None:
         if party not in (0, 1) or input_seeds[0] == input_seeds[1]:
             raise ParameterError("party must be 0 or 1, and the seeds differ", where="PartyCorrelations", fix="draw a fresh seed per owner")
         self.meter, self.party = meter, party
-        self._inputs = (Prg(input_seeds[0]), Prg(input_seeds[1]))
+        self._inputs = (Prg(input_seeds[0], device), Prg(input_seeds[1], device))
+        self._device = device
         self._prg: Prg | None = None
         self._stream: Stream | None = None
 
@@ -76,7 +78,7 @@ class PartyCorrelations:
             raise ParameterError("corrections are party 1's", where="PartyCorrelations.begin", fix="give a stream to party 1 only")
         if self._prg is not None:
             raise CorrelationError("the last correlations are still in use", where="mpc", fix="call end() first")
-        self._prg, self._stream = Prg(seed), stream
+        self._prg, self._stream = Prg(seed, self._device), stream
 
     def end(self) -> None:
         """Done with them; what was not used is burnt.
@@ -112,8 +114,10 @@ class PartyCorrelations:
             self.meter.dealer_bytes += size
             data = self._stream.take(padded(size))[:size]
             if bits == full and count:
-                return torch.frombuffer(data, dtype=dtype).view(1, *shape)
-            return unpack(data, bits, (1, *shape)).to(dtype)
+                words = torch.frombuffer(data, dtype=dtype).view(1, *shape)
+            else:
+                words = unpack(data, bits, (1, *shape)).to(dtype)
+            return words if self._device is None else words.to(self._device)
 
     def mask(self, shape: tuple[int, ...], dtype: torch.dtype = torch.int64) -> Mask:
         """See :class:`~privtensors.backends.mpc.dealer.Correlations`."""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from privtensors.backends.mpc.protocols import argmax as tournaments
@@ -59,6 +59,12 @@ def power(n: int, frac: int, low: int, octaves: int, ring: int = WORD) -> Cost:
     count = octaves // 2
     wide = min(ring - frac - 2, low + octaves + 6)
     return then(beside(opened(n, ring), comparison(n, count + 1, 4 - low, wide, ROW_DIGIT, 5)), selection(n, count, 2))
+
+
+def pair(value: Sequence[int] | int) -> list[int]:
+    """One or two numbers as two: height and width."""
+    both = [value] if isinstance(value, int) else list(value)
+    return both * 2 if len(both) == 1 else both
 
 
 def _n(x: Any) -> int:
@@ -225,11 +231,6 @@ def argmax(backend: Any, x: Any, dim: int | None = None, keepdim: bool = False) 
 
 def max_pool(backend: Any, x: Any, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False) -> Cost:
     """max_pool2d: a tournament per window."""
-
-    def pair(value: Any) -> list[int]:
-        both = [value] if isinstance(value, int) else list(value)
-        return both * 2 if len(both) == 1 else both
-
     size, pad, gap = pair(kernel), pair(padding), pair(dilation)
     step = pair(stride) if stride else size
     outs = [(x.shape[-2 + i] + 2 * pad[i] - gap[i] * (size[i] - 1) - 1) // step[i] + 1 for i in (0, 1)]

@@ -63,26 +63,13 @@ def layer_norm_backward(backend: Any, grad: Any, x: Any, shape: Any, mean: Any, 
     return then(beside(*first), second, opened(rows, WORD), opened(n, WORD))
 
 
-def attention_backward(
-    backend: Any,
-    grad: Any,
-    q: Any,
-    k: Any,
-    v: Any,
-    out: Any,
-    logsumexp: Any = None,
-    dropout: float = 0.0,
-    causal: bool = False,
-    *,
-    attn_mask: Any = None,
-    scale: float | None = None,
-) -> Cost:
+def attention_backward(backend: Any, grad: Any, q: Any, k: Any, v: Any, out: Any, logsumexp: Any = None, *rest: Any, **masks: Any) -> Cost:
     """The weights as an attention to the identity beside all openings; then weights, slopes and the scores' gradient."""
     length = k.shape[-2]
     identity = torch.empty(*k.shape[:-1], length, device="meta")
     scores = math.prod(q.shape[:-1]) * length
     first = beside(
-        costs.attention(backend, q, k, identity, 0.0, causal, attn_mask=attn_mask, scale=scale),
+        costs.attention(backend, q, k, identity, *rest, **masks),
         *(opened(size(t), WORD) for t in (grad, q, k, v, out)),
     )
     return then(first, *[opened(scores, WORD)] * 4)
@@ -98,6 +85,21 @@ def convolution_backward(backend: Any, grad: Any, x: Any, weight: Any, *options:
         return first
     left = opened(size(weight), WORD)
     return then(first, left) if first != FREE else beside(opened(size(grad), WORD), left)
+
+
+def max_pool_backward(
+    backend: Any, grad: Any, x: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool, indices: Any
+) -> Cost:
+    """The places compared with the taps' offsets, and one selection per offset but the first; local for public places."""
+    if not isinstance(indices, Shares):
+        return FREE
+    (high, wide), (down, across) = (costs.pair(value) for value in (kernel, dilation))
+    offsets = {i * down * x.shape[-1] + j * across for i in range(high) for j in range(wide)}
+    n, others = size(indices), len(offsets) - 1
+    if not others:
+        return FREE
+    chosen = beside(opened(n * others, 1), opened(n, WORD))
+    return then(comparison(n, others, 0, max(offsets).bit_length()), chosen)
 
 
 def located(n: int, where: Span) -> Cost:

@@ -75,19 +75,28 @@ class Dealer:
         meter: Counts dealer bytes and offline seconds.
         seeds: The two parties' 32-byte seeds, for tests only; default fresh from the operating system.
         input_seeds: The two input owners' 32-byte seeds, for tests only; default fresh from the operating system.
+        device: Where the shares are wanted; None for the CPU.
 
     Raises:
         ParameterError: Two seeds are equal.
     """
 
-    def __init__(self, meter: Meter, seeds: tuple[bytes, bytes] | None = None, input_seeds: tuple[bytes, bytes] | None = None) -> None:
+    def __init__(
+        self,
+        meter: Meter,
+        seeds: tuple[bytes, bytes] | None = None,
+        input_seeds: tuple[bytes, bytes] | None = None,
+        device: torch.device | None = None,
+    ) -> None:
         for pair in (seeds, input_seeds):
             if pair is not None and pair[0] == pair[1]:
                 raise ParameterError("both parties have the same seed, so their masks cancel", where="Dealer", fix="give different seeds")
         self.meter = meter
-        self._streams = (Prg(seeds[0]), Prg(seeds[1])) if seeds else (Prg(), Prg())
+        first, second = seeds or (None, None)
+        self._streams = (Prg(first, device), Prg(second, device))
         # They stand for the owners' own generators.
-        self._inputs = (Prg(input_seeds[0]), Prg(input_seeds[1])) if input_seeds else (Prg(), Prg())
+        first, second = input_seeds or (None, None)
+        self._inputs = (Prg(first, device), Prg(second, device))
 
     def __repr__(self) -> str:
         return "Dealer(seeds=hidden)"

@@ -111,7 +111,7 @@ class Runtime:
             outgoing = next(protocol)
             while True:
                 messages = [Message(o.words, o.bits, o.receiver) for o in outgoing]
-                received = self.channel.exchange(messages)
+                received = self.channel.exchange(messages)  # on the CPU where they came over the network
                 self.meter.rounds += 1
                 self.meter.bytes_sent += sum(m.size() for m in messages)
                 outgoing = protocol.send([self._joined(own, other) for own, other in zip(outgoing, received, strict=True)])
@@ -121,6 +121,7 @@ class Runtime:
     def _joined(self, own: Open, other: Tensor) -> Tensor:
         if not self.parties:
             return other
+        other = other.to(own.words.device)
         return torch.bitwise_xor(own.words[0], other) if own.xor else own.words[0] + other
 
 

@@ -78,7 +78,7 @@ class Watch:
         """Expand the next maps from these opened words, of which the low ``ring`` bits are the same at both parties."""
         words = public.reshape(-1)[:_SAMPLE].to(torch.int64)
         words = low_bits(words, ring) if ring < 64 else words
-        self._seed = hashlib.sha256(words.contiguous().numpy().tobytes()).digest()
+        self._seed = hashlib.sha256(words.cpu().contiguous().numpy().tobytes()).digest()
 
     def absorb(self, flags: Tensor, bits: int) -> None:
         """Take in XOR-shared words that are all zero inside the range.
@@ -89,7 +89,9 @@ class Watch:
         """
         self._calls += 1  # a map of its own for every call: one opening may be looked at twice
         seed = hashlib.sha256(self._seed + self._calls.to_bytes(8, "big")).digest()
-        self._add(_compressed(_packed(flags, bits), Prg(seed)))
+        with torch.device("cpu"):
+            word = _compressed(_packed(flags, bits).cpu(), Prg(seed))
+        self._add(word.to(flags.device))
 
     def _add(self, word: Tensor) -> None:
         if not self.findings or (self.diagnose and self._fresh):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from privtensors.backends.mpc import costs
-from privtensors.backends.mpc.kernels import arithmetic, backward, backward_fused, linear, lookup, losses, optimizers, shape
+from privtensors.backends.mpc.kernels import arithmetic, backward, backward_fused, linear, lookup, losses, optimizers, pooling, shape
 from privtensors.backends.mpc.kernels import nonlinear as n
 from privtensors.backends.mpc.kernels.arithmetic import absolute, addcmul, choose, div, fill, pow_, reciprocal_of, root, ulps
 from privtensors.backends.mpc.kernels.promotion import promoting
@@ -26,7 +26,6 @@ _EXTREMES: Final = tuple(
 _NONLINEAR: Final = (
     Kernel("amax", "A", n.amax, costs.row_maximum, absolute(2**-9)),
     Kernel("argmax", "A", n.argmax_, costs.argmax),
-    Kernel("max_pool2d", "A", n.max_pool2d, costs.max_pool, absolute(2**-9)),
     Kernel("abs", "A", n.abs_, costs.sign, absolute(2**-10)),
     Kernel("relu", "A", n.relu, costs.sign, absolute(2**-11)),
     Kernel("clamp", "A", n.clamp_, costs.clamped, absolute(2**-11)),
@@ -57,7 +56,7 @@ _FUSED: Final = (
     *(Kernel("attention", kinds, n.sdpa, costs.attention, absolute(2e-2)) for kinds in ("AAA", "AAP", "APA", "PAA", "APP", "PAP", "PPA")),
 )
 
-_TRAINING: Final = (*backward.KERNELS, *backward_fused.KERNELS, *losses.KERNELS, *optimizers.KERNELS)
+_TRAINING: Final = (*backward.KERNELS, *backward_fused.KERNELS, *pooling.KERNELS, *losses.KERNELS, *optimizers.KERNELS)
 
 KERNELS: Final[KernelTable] = kernel_table(
     map(

@@ -15,7 +15,7 @@ from privtensors.backends.mpc.protocols.arithmetic import lift, multiply_wires, 
 from privtensors.backends.mpc.protocols.normalise import power
 from privtensors.backends.mpc.protocols.octaves import span, wide_sqrt
 from privtensors.backends.mpc.runtime import Host, Protocol, Runtime, parallel
-from privtensors.backends.mpc.shares import WORD, Shares, broadcast_shape
+from privtensors.backends.mpc.shares import WORD, Shares, Wire, broadcast_shape
 from privtensors.core.kernel import Kernel
 from privtensors.errors import ParameterError, UnsupportedOp
 
@@ -111,16 +111,17 @@ def mul_public(backend: Host, x: Shares, y: Tensor) -> Shares:
 def multiply(rt: Runtime, x: Shares, y: Shares) -> Protocol[Shares]:
     """Product of two shared tensors; 1 round for normal operands, plus 1 when one must be lifted first."""
     if x is y:
-        square = square_wire(rt, (yield from _operand(rt, x)))
+        square = square_wire(rt, (yield from operand(rt, x)))
         square.dtype = x.dtype
         return square
-    a, b = yield from parallel(_operand(rt, x), _operand(rt, y))
+    a, b = yield from parallel(operand(rt, x), operand(rt, y))
     out = multiply_wires(rt, a, b)
     out.dtype = x.dtype if x.dtype != torch.bool else y.dtype
     return out
 
 
-def _operand(rt: Runtime, x: Shares) -> Any:
+def operand(rt: Runtime, x: Shares) -> Protocol[Wire]:
+    """x opened for a product; lifted first when it carries more bits than usual."""
     ready = x if x.frac <= rt.frac and x.ring == 64 else (yield from normal(rt, x))
     return (yield from open_wire(rt, ready))
 

@@ -150,6 +150,7 @@ def slice_backward(backend: Host, grad: Shares, sizes: Sequence[int], dim: int, 
 
 
 PAIRS: Final = ("AA", "AP", "PA")
+TRIPLES: Final = ("AAA", "AAP", "APA", "PAA", "APP", "PAP", "PPA")
 
 KERNELS: Final = (
     *(Kernel("relu_backward", kinds, relu_backward, costs.chosen(1), absolute(2**-9)) for kinds in PAIRS),

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from privtensors.backends.mpc import costs_backward as costs
-from privtensors.backends.mpc.kernels.arithmetic import absolute, ulps
-from privtensors.backends.mpc.kernels.backward import Operand, shared
-from privtensors.backends.mpc.kernels.linear import Windows, product, windows
+from privtensors.backends.mpc.kernels.arithmetic import absolute, operand, ulps
+from privtensors.backends.mpc.kernels.backward import TRIPLES, Operand, shared
+from privtensors.backends.mpc.kernels.linear import product, windows
 from privtensors.backends.mpc.kernels.shape import constant
-from privtensors.backends.mpc.protocols.arithmetic import lift, matmul_wires, multiply_wires, normal, open_lifted, open_wire
+from privtensors.backends.mpc.protocols.arithmetic import lift, matmul_wires, multiply_wires, open_lifted, open_wire
 from privtensors.backends.mpc.protocols.softmax import attention, public_mask
 from privtensors.backends.mpc.runtime import Host, Protocol, Runtime, parallel
 from privtensors.backends.mpc.shares import Shares, Wire
@@ -137,7 +137,7 @@ def attention_backward(
 
     def protocol(rt: Runtime) -> Protocol[tuple[Shares, Shares, Shares]]:
         weights, wires = yield from parallel(
-            attention(rt, sq, sk, identity, keep, bias, factor), parallel(*(_opened(rt, t) for t in (given, sq, sk, sv, so)))
+            attention(rt, sq, sk, identity, keep, bias, factor), parallel(*(operand(rt, t) for t in (given, sq, sk, sv, so)))
         )
         wire_g, wire_q, wire_k, wire_v, wire_o = wires
         wire_p = yield from open_wire(rt, weights)
@@ -157,27 +157,22 @@ def attention_backward(
     return backend.run(protocol(backend.runtime))
 
 
-def _opened(rt: Runtime, x: Shares) -> Protocol[Wire]:
-    ready = x if x.frac <= rt.frac and x.ring == 64 else (yield from normal(rt, x))
-    return (yield from open_wire(rt, ready))
-
-
 def convolution_backward(
     backend: Host,
     grad: Operand,
     x: Operand,
     weight: Operand,
     bias_sizes: Sequence[int] | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    output_padding: Sequence[int],
-    groups: int,
-    wanted: Sequence[bool],
+    *options: Any,
 ) -> _Gradients:
-    """Gradients of image, filters and bias: two matrix products over the windows of the forward pass; 1 or 2 rounds."""
-    at = windows(tuple(x.shape), tuple(weight.shape), stride, padding, dilation, transposed, groups)
+    """Gradients of image, filters and bias: two matrix products over the windows of the forward pass; 1 or 2 rounds.
+
+    Args:
+        options: Those of :func:`~privtensors.backends.mpc.kernels.linear.windows`, and which of the three are wanted.
+    """
+    *geometry, wanted = options
+    at = windows(tuple(x.shape), tuple(weight.shape), *geometry)
+    groups = at.groups
 
     def flat(t: Tensor, lead: int) -> Tensor:
         """(n, out, H', W') → (n, groups, out/groups, H'·W')."""
@@ -192,7 +187,7 @@ def convolution_backward(
         dw = found.like(found.data.sum(1).reshape(len(found.data), *weight.shape))
     if wanted[0]:
         found = _product(backend, grad, weight, lambda t, lead: flat(t, lead).transpose(-1, -2), filters)
-        dx = found.like(_folded(found.data, tuple(x.shape), at))
+        dx = found.like(at.fold(found.data, tuple(x.shape)))
     if wanted[2]:
         whole = shared(backend, grad)
         db = whole.like(whole.data.sum([1, *range(3, whole.data.dim())]))
@@ -205,29 +200,11 @@ def _product(backend: Host, x: Operand, y: Operand, map_x: Any, map_y: Any) -> S
     return constant(backend, torch.matmul(map_x(x, 0), map_y(y, 0)))
 
 
-def _folded(columns: Tensor, shape: tuple[int, ...], at: Windows) -> Tensor:
-    """Windows ``(parties, n, groups, H'·W', c/groups·kh·kw)`` added up where they came from."""
-    parties, n, groups = columns.shape[:3]
-    (kh, kw), (ph, pw), (sh, sw), (dh, dw), (high, wide) = at.kernel, at.padding, at.stride, at.dilation, at.out
-    rows, width = (1 if at.flat else shape[-2]), shape[-1]
-    cut = columns.reshape(parties, n, groups, high, wide, shape[1] // groups, kh, kw).permute(0, 1, 2, 5, 6, 7, 3, 4)
-    cut = cut.reshape(parties, n, shape[1], kh, kw, high, wide)
-    total = torch.zeros(parties, n, shape[1], rows + 2 * ph, width + 2 * pw, dtype=torch.int64)
-    for i in range(kh):
-        for j in range(kw):
-            top, left = i * dh, j * dw
-            total[..., top : top + sh * (high - 1) + 1 : sh, left : left + sw * (wide - 1) + 1 : sw] += cut[:, :, :, i, j]
-    inner = total[..., ph : ph + rows, pw : pw + width]
-    return inner.squeeze(-2) if at.flat else inner
-
-
-_THREE: Final = ("AAA", "AAP", "APA", "PAA", "APP", "PAP", "PPA")
-
 KERNELS: Final = (
     *(
         Kernel("layer_norm_backward", kinds, layer_norm_backward, costs.layer_norm_backward, absolute(2e-2))
         for kinds in ("AAAA", "AAAAA", "AAAAAA", "AAAAP", "AAAAPP", "APAAA", "APAAAA", "APAA")
     ),
     *(Kernel("attention_backward", kinds, attention_backward, costs.attention_backward, absolute(2e-2)) for kinds in ("AAAAAA", "AAAAA")),
-    *(Kernel("convolution_backward", kinds, convolution_backward, costs.convolution_backward, ulps(16)) for kinds in _THREE),
+    *(Kernel("convolution_backward", kinds, convolution_backward, costs.convolution_backward, ulps(16)) for kinds in TRIPLES),
 )

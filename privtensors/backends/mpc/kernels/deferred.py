@@ -27,6 +27,8 @@ class Deferred(Shares):
         self.origin = None
         self._wire = None
         self._lifted = None
+        self.table = None
+        self.known = None
 
     def found(self) -> Shares:
         """The shares, computed now if they were not."""

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from privtensors.backends.mpc import costs
+from privtensors.backends.mpc.costs import pair
 from privtensors.backends.mpc.kernels.arithmetic import add, scale, ulps
 from privtensors.backends.mpc.kernels.shape import by_row
 from privtensors.backends.mpc.protocols.arithmetic import matmul_wires, normal, open_wire, with_headroom
+from privtensors.backends.mpc.protocols.products import matmul
 from privtensors.backends.mpc.runtime import Host, Protocol, Runtime, parallel
 from privtensors.backends.mpc.shares import Shares, ViewMap, Wire
 from privtensors.core.kernel import Cost, Kernel
@@ -52,11 +54,11 @@ def product(backend: Host, x: Operand, y: Operand, map_x: ViewMap = _same, map_y
         assert isinstance(y, Tensor)
         ready = backend.run(with_headroom(rt, x, rt.frac))
         weight = backend.encode(map_y(y, 0), rt.frac)
-        return ready.like(by_row(lambda row: torch.matmul(row, weight), map_x(ready.data, 1)), ready.frac + rt.frac)
+        return ready.like(by_row(lambda row: matmul(row, weight), map_x(ready.data, 1)), ready.frac + rt.frac)
     assert isinstance(y, Shares)
     ready = backend.run(with_headroom(rt, y, rt.frac))
     weight = backend.encode(map_x(x, 0), rt.frac)
-    return ready.like(by_row(lambda row: torch.matmul(weight, row), map_y(ready.data, 1)), ready.frac + rt.frac)
+    return ready.like(by_row(lambda row: matmul(weight, row), map_y(ready.data, 1)), ready.frac + rt.frac)
 
 
 def mm(backend: Host, x: Operand, y: Operand) -> Shares:
@@ -99,12 +101,6 @@ def mm_cost(backend: Host, x: Any, y: Any) -> Cost:
     return costs.product(backend, x, y)
 
 
-def pair(value: Sequence[int] | int) -> list[int]:
-    """One or two numbers as two: height and width."""
-    both = [value] if isinstance(value, int) else list(value)
-    return both * 2 if len(both) == 1 else both
-
-
 @dataclass(frozen=True, slots=True)
 class Windows:
     """Where a 1-d (``flat``) or 2-d convolution looks: per axis the kernel's size, padding, stride, dilation and the output's size."""
@@ -129,6 +125,21 @@ class Windows:
         t = t.movedim(lead + 2, lead + 4)
         return t.reshape(*t.shape[:lead], n, self.groups, high * wide, channels // self.groups * kh * kw)
 
+    def fold(self, columns: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Windows ``(parties, n, groups, H'·W', c/groups·kh·kw)`` added up where they lie in images ``(parties, *shape)``."""
+        parties, n, groups = columns.shape[:3]
+        (kh, kw), (ph, pw), (sh, sw), (dh, dw), (high, wide) = self.kernel, self.padding, self.stride, self.dilation, self.out
+        rows, width = (1 if self.flat else shape[-2]), shape[-1]
+        cut = columns.reshape(parties, n, groups, high, wide, shape[1] // groups, kh, kw).permute(0, 1, 2, 5, 6, 7, 3, 4)
+        cut = cut.reshape(parties, n, shape[1], kh, kw, high, wide)
+        total = torch.zeros(parties, n, shape[1], rows + 2 * ph, width + 2 * pw, dtype=torch.int64)
+        for i in range(kh):
+            for j in range(kw):
+                top, left = i * dh, j * dw
+                total[..., top : top + sh * (high - 1) + 1 : sh, left : left + sw * (wide - 1) + 1 : sw] += cut[:, :, :, i, j]
+        inner = total[..., ph : ph + rows, pw : pw + width]
+        return inner.squeeze(-2) if self.flat else inner
+
 
 def windows(
     image: tuple[int, ...],
@@ -137,9 +148,10 @@ def windows(
     padding: Sequence[int],
     dilation: Sequence[int],
     transposed: bool,
+    output_padding: Sequence[int],
     groups: int,
 ) -> Windows:
-    """The windows of a convolution of tensors of these shapes.
+    """The windows of a convolution of tensors of these shapes; the other arguments as ATen gives them.
 
     Raises:
         UnsupportedOp: It is transposed or 3-d.
@@ -156,25 +168,18 @@ def windows(
     return Windows(flat, groups, (kh, kw), (ph, pw), (sh, sw), (dh, dw), (high, wide))
 
 
-def convolution(
-    backend: Host,
-    x: Operand,
-    weight: Operand,
-    bias: Operand | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    output_padding: Sequence[int],
-    groups: int,
-) -> Shares:
-    """1-d or 2-d convolution with groups, as a matrix product over windows; x is opened once, not once per window."""
-    at = windows(tuple(x.shape), tuple(weight.shape), stride, padding, dilation, transposed, groups)
+def convolution(backend: Host, x: Operand, weight: Operand, bias: Operand | None, *options: Any) -> Shares:
+    """1-d or 2-d convolution with groups, as a matrix product over windows; x is opened once, not once per window.
+
+    Args:
+        options: Those of :func:`windows`.
+    """
+    at = windows(tuple(x.shape), tuple(weight.shape), *options)
     count, out_c = x.shape[0], weight.shape[0]
 
     def columns(t: Tensor, lead: int) -> Tensor:
         size = math.prod(weight.shape[1:])  # spelt out: the dealer holds no row, and -1 would be ambiguous
-        return t.reshape(*t.shape[:lead], groups, out_c // groups, size).transpose(-1, -2)
+        return t.reshape(*t.shape[:lead], at.groups, out_c // at.groups, size).transpose(-1, -2)
 
     out = product(backend, x, weight, at.spread, columns)
     data = out.data.transpose(-1, -2).reshape(len(out.data), count, out_c, *(at.out[1:] if at.flat else at.out))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from privtensors.backends.mpc import costs_losses as costs
 from privtensors.backends.mpc.kernels.arithmetic import absolute, add, mean, mul, mul_public, neg, scale, sub, sum_, ulps
-from privtensors.backends.mpc.kernels.backward import PAIRS, Operand, shared, times
+from privtensors.backends.mpc.kernels.backward import PAIRS, TRIPLES, Operand, shared, times
 from privtensors.backends.mpc.kernels.deferred import Deferred
 from privtensors.backends.mpc.kernels.nonlinear import abs_, amax, exp
 from privtensors.backends.mpc.kernels.shape import constant, expand
@@ -265,10 +265,7 @@ KERNELS: Final = (
         for kinds in (*PAIRS, "AAP", "APP", "PAP", "AAPP", "APPP", "PAPP")
     ),
     *(Kernel("mse_loss", kinds, mse_loss, costs.mse_loss, ulps(2)) for kinds in PAIRS),
-    *(
-        Kernel("mse_loss_backward", kinds, mse_loss_backward, costs.mse_loss_backward, ulps(2))
-        for kinds in ("AAA", "AAP", "APA", "PAA", "APP", "PAP", "PPA")
-    ),
+    *(Kernel("mse_loss_backward", kinds, mse_loss_backward, costs.mse_loss_backward, ulps(2)) for kinds in TRIPLES),
     *_declared("log_softmax", log_softmax, costs.log_softmax, 2e-3, "A"),
     *_declared("log_softmax_backward", log_softmax_backward, costs.log_softmax_backward, 4e-3, *PAIRS),
     *_declared("nll_loss", nll_loss, costs.nll_loss, 1e-3, *_LABELS),

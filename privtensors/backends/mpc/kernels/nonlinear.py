@@ -13,7 +13,6 @@ from torch import Tensor
 from privtensors.backends.mpc.costs import CUT_FRAC, RANGE_BITS
 from privtensors.backends.mpc.kernels.arithmetic import Operand, add, mul, root, sub
 from privtensors.backends.mpc.kernels.deferred import Deferred
-from privtensors.backends.mpc.kernels.linear import pair
 from privtensors.backends.mpc.kernels.shape import constant
 from privtensors.backends.mpc.protocols.activation import activate, exponential_series
 from privtensors.backends.mpc.protocols.argmax import argmax
@@ -103,7 +102,7 @@ def clamp_(backend: Host, x: Shares, low: float | None = None, high: float | Non
     return backend.run(protocol(backend.runtime))
 
 
-def _tournament(backend: Host, x: Shares) -> Shares:
+def tournament(backend: Host, x: Shares) -> Shares:
     """Maximum over the last axis, pairwise."""
     while (n := x.shape[-1]) > 1:
         half = n // 2
@@ -123,7 +122,7 @@ def amax(backend: Host, x: Shares, dim: Sequence[int] = (), keepdim: bool = Fals
     kept = [d for d in range(n) if d not in dims]
     count = math.prod(x.shape[d] for d in dims)
     rows = x.data.permute(0, *(d + 1 for d in kept), *(d + 1 for d in dims)).reshape(len(x.data), *(x.shape[d] for d in kept), count)
-    out = _tournament(backend, x.like(rows))
+    out = tournament(backend, x.like(rows))
     return out.like(out.data.reshape(len(out.data), *(1 if d in dims else x.shape[d] for d in range(n)))) if keepdim else out
 
 
@@ -145,30 +144,6 @@ def argmax_(backend: Host, x: Shares, dim: int | None = None, keepdim: bool = Fa
     else:
         data = out.data.unsqueeze(dim % n + 1) if keepdim else out.data
     return out.like(data)
-
-
-def max_pool2d(
-    backend: Host,
-    x: Shares,
-    kernel: Sequence[int],
-    stride: Sequence[int] = (),
-    padding: Sequence[int] | int = 0,
-    dilation: Sequence[int] | int = 1,
-    ceil_mode: bool = False,
-) -> tuple[Shares, None]:
-    """Maximum over windows. The indices that ATen returns beside it are not computed."""
-    size, pad, gap = pair(kernel), pair(padding), pair(dilation)
-    step = pair(stride) if stride else size
-    if ceil_mode:
-        raise UnsupportedOp("max_pool2d with ceil_mode", where="backend 'mpc'", fix="use ceil_mode=False")
-    ready = backend.run(normal(backend.runtime, x))
-    data = torch.nn.functional.pad(ready.data, [pad[1], pad[1], pad[0], pad[0]])
-    if any(pad):  # padding must lose every comparison
-        inner = torch.nn.functional.pad(torch.ones(x.shape[-2:], dtype=torch.int64), [pad[1], pad[1], pad[0], pad[0]])
-        backend.runtime.add_public(data, (1 - inner) * -(1 << (RANGE_BITS - 1 + ready.frac)))
-    cut = data.unfold(-2, gap[0] * (size[0] - 1) + 1, step[0])[..., :: gap[0]]
-    cut = cut.unfold(-2, gap[1] * (size[1] - 1) + 1, step[1])[..., :: gap[1]]
-    return _tournament(backend, ready.like(cut.reshape(*cut.shape[:-2], cut.shape[-2] * cut.shape[-1]))), None
 
 
 def activation_kernel(name: str) -> Callable[..., Shares]:

@@ -127,7 +127,7 @@ def to_copy(
     if dtype is not None and not dtype.is_floating_point and x.dtype.is_floating_point:
         raise InvalidInput(f"cannot cast shares from {x.dtype} to {dtype}", where="mpc to()", fix="compare, or reveal and round")
     if device is not None and torch.device(device).type != "cpu":
-        raise InvalidInput(f"shares live on the CPU, not {device}", where="mpc to()", fix="leave the model on the CPU")
+        raise InvalidInput(f"a SafeTensor is on the CPU, not {device}", where="mpc to()", fix="Session(device=…) places shares")
     out = x.like(x.data.clone())
     out.dtype = dtype or x.dtype
     if out.dtype.is_floating_point and x.frac == 0:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from privtensors.backends.mpc.hidden import Hidden, derive, itself
+from privtensors.backends.mpc.protocols.products import matmul
 from privtensors.backends.mpc.protocols.ranges import watch_interval
 from privtensors.backends.mpc.runtime import Open, Protocol, Runtime
 from privtensors.backends.mpc.shares import WORD, Part, Shares, Wire, broadcast_shape, low_bits
@@ -106,16 +107,16 @@ def matmul_wires(rt: Runtime, x: Wire, y: Wire) -> Shares:
     """Matrix product of two opened values, batched as torch.matmul; local. ``y`` may be a weight opened long before."""
     if x.extra or y.extra:
         raise ProtocolError("a value opened while it was lifted has no matrix products", where="mpc bookkeeping")
-    out = rt.dealer.share(torch.matmul, x.mask, y.mask, shape=_matmul_shape(x.public, y.public))
+    out = rt.dealer.share(matmul, x.mask, y.mask, shape=_matmul_shape(x.public, y.public))
     known = y.reused
     if known:  # the weight's opened form is fixed, so this half does not depend on the input
         with rt.meter.offline():
             for row, mask in zip(out, x.masks, strict=True):
-                row -= torch.matmul(mask, y.public)
+                row -= matmul(mask, y.public)
     for row, mask, residue in zip(out, x.masks, y.residue(), strict=True):
         if not known:
-            row -= torch.matmul(mask, y.public)
-        row += torch.matmul(x.public, residue)
+            row -= matmul(mask, y.public)
+        row += matmul(x.public, residue)
     return Shares(out, x.frac + y.frac, min(x.ring, y.ring))
 
 

@@ -9,6 +9,7 @@ that is opened, here it is.)
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from privtensors.backends.mpc.fits import Series
 from privtensors.backends.mpc.hidden import derive
+from privtensors.backends.mpc.protocols.angles import TABLE_BITS, cos_sin, cos_sin_by_row, turn
 from privtensors.backends.mpc.protocols.arithmetic import lift_wire, shrink
 from privtensors.backends.mpc.runtime import Open, Protocol, Runtime
 from privtensors.backends.mpc.shares import Shares, Wire
@@ -65,8 +67,8 @@ class Plan:
         return "none" if any(self.series.cosine) else "odd"
 
 
-def _turn(a: Tensor, b: Tensor, cos: Tensor, sin: Tensor, spare_a: Tensor, spare_b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One step of cos, sin of kθ → (k+1)θ; returns the new pair and the two freed buffers."""
+def _turned(a: Tensor, b: Tensor, cos: Tensor, sin: Tensor, spare_a: Tensor, spare_b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One step of cos, sin of kθ → (k+1)θ at the dealer, whose rounding nobody has to repeat; returns the pair and two freed buffers."""
     torch.mul(a, cos, out=spare_a)
     spare_a.addcmul_(b, sin, value=-1)
     torch.mul(a, sin, out=spare_b)
@@ -74,13 +76,48 @@ def _turn(a: Tensor, b: Tensor, cos: Tensor, sin: Tensor, spare_a: Tensor, spare
     return spare_a, spare_b, a, b
 
 
+def _step(plan: Plan) -> int:
+    ks = plan.series.harmonics
+    return ks[1] - ks[0] if len(ks) > 1 else 1
+
+
 def _angles(theta: Tensor, plan: Plan) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """cos and sin of a step between harmonics, and of the first harmonic. On whole tensors: torch gives small ones to threads too."""
-    ks = plan.series.harmonics
-    step = ks[1] - ks[0] if len(ks) > 1 else 1
+    step, first = _step(plan), plan.series.harmonics[0]
     turn = theta if step == 1 else theta * step
     cos, sin = turn.cos(), turn.sin()
-    return (cos, sin, cos, sin) if ks[0] == step else (cos, sin, (theta * ks[0]).cos(), (theta * ks[0]).sin())
+    return (cos, sin, cos, sin) if first == step else (cos, sin, (theta * first).cos(), (theta * first).sin())
+
+
+def _public_angles(opened: Tensor, plan: Plan) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As :func:`_angles`, of opened int32 words: the same at both parties, whatever their processors."""
+    step, first = _step(plan), plan.series.harmonics[0]
+    cos, sin = cos_sin(opened * step, plan.period_bits, torch.float32)
+    return (cos, sin, cos, sin) if first == step else (cos, sin, *cos_sin(opened * first, plan.period_bits, torch.float32))
+
+
+def weights_of_opened(opened: Tensor, plan: Plan) -> Iterator[tuple[Tensor, Tensor]]:
+    """What the dealer's cos kδ and sin kδ are multiplied by in :func:`bulk`, by harmonic, int32; each pair overwrites the last."""
+    yield from _weights(list(_public_angles(opened.view(-1), plan)), plan)
+
+
+def _weights(angles: list[Tensor], plan: Plan) -> Iterator[tuple[Tensor, Tensor]]:
+    cos, sin, a, b = angles
+    a, b = a.clone(), b.clone()
+    free_a, free_b, one, other, spare = (torch.empty_like(a) for _ in range(5))
+    scales = [2.0 ** (plan.out_frac - bits) for bits in plan.table_bits]
+    for j, scale in enumerate(scales):
+        c, s = plan.series.cosine[j] * scale, plan.series.sine[j] * scale
+        # c·cos k(o-δ) + s·sin k(o-δ) = cos kδ · (c·cos ko + s·sin ko) + sin kδ · (c·sin ko - s·cos ko)
+        for out, first, second, sign in ((one, a, b, 1.0), (other, b, a, -1.0)):
+            torch.mul(first, c, out=out) if c else torch.mul(second, sign * s, out=out)
+            if c and s:  # two operations: a fused one rounds differently elsewhere
+                out.add_(torch.mul(second, sign * s, out=spare))
+            out.add_(_ROUND)
+        yield one.view(torch.int32).sub_(_ROUND_BITS), other.view(torch.int32).sub_(_ROUND_BITS)
+        if j + 1 < len(scales):
+            turn(a, b, cos, sin, (free_a, free_b), spare)
+            a, b, free_a, free_b = free_a, free_b, a, b
 
 
 def bulk(rt: Runtime, x: Shares, plan: Plan, wire: Wire | None = None) -> Protocol[Tensor]:
@@ -97,7 +134,7 @@ def bulk(rt: Runtime, x: Shares, plan: Plan, wire: Wire | None = None) -> Protoc
     shift = x.frac - plan.frac
     if wire is not None and (shift < 0 or wire.frac != x.frac or wire.ring < x.ring or wire.extra):
         raise ProtocolError("a series of a value that was opened at another scale", where="mpc bookkeeping")
-    if x.ring - max(x.frac - plan.frac, 0) < plan.period_bits:
+    if x.ring - max(x.frac - plan.frac, 0) < plan.period_bits or plan.period_bits < TABLE_BITS:
         raise ProtocolError(f"period of {plan.period_bits} bits in a ring of {x.ring}", where="mpc bookkeeping")
     harmonics, angle = len(plan.series.harmonics), 2 * math.pi / (1 << plan.period_bits)
     low, table_bits = (1 << plan.period_bits) - 1, plan.table_bits
@@ -121,7 +158,7 @@ def bulk(rt: Runtime, x: Shares, plan: Plan, wire: Wire | None = None) -> Protoc
                     torch.add(offset, value_of, alpha=2.0**bits, out=spare)
                     torch.sub(spare.view(torch.int32), base[at, block], out=out[at, block]).sub_(_ROUND_BITS)
                 if j + 1 < harmonics:
-                    a, b, free_a, free_b = _turn(a, b, cos, sin, free_a, free_b)
+                    a, b, free_a, free_b = _turned(a, b, cos, sin, free_a, free_b)
 
     tables = rt.dealer.filled(fill, hidden, shape=(2 * harmonics, count), dtype=torch.int32)
     if wire is None:
@@ -130,27 +167,16 @@ def bulk(rt: Runtime, x: Shares, plan: Plan, wire: Wire | None = None) -> Protoc
         opened = (wire.public >> shift).to(torch.int32)
     if not rt.parties:  # the dealer
         return torch.empty(0, *shape, dtype=torch.int32)
-    angles = _angles((opened & low).view(-1).to(torch.float32) * angle, plan)
+    angles = _public_angles(opened.view(-1), plan)
     out = torch.empty(rt.parties, count, dtype=torch.int32)
-    constant = round(plan.series.constant * 2.0**plan.out_frac)
-    scales = [2.0 ** (plan.out_frac - bits) for bits in table_bits]
-    coefficients = [(c * scale, s * scale) for c, s, scale in zip(plan.series.cosine, plan.series.sine, scales, strict=True)]
     for i in range(0, count, _BLOCK):
         block = slice(i, min(count, i + _BLOCK))
-        cos, sin, a, b = (t[block] for t in angles)
-        a, b = a.clone(), b.clone()
-        free_a, free_b, term = torch.empty_like(a), torch.empty_like(a), torch.empty_like(a)
-        total = torch.zeros(rt.parties, len(a), dtype=torch.int32)
-        for j, (c, s) in enumerate(coefficients):
-            # c·cos k(o-δ) + s·sin k(o-δ) = cos kδ · (c·cos ko + s·sin ko) + sin kδ · (c·sin ko - s·cos ko)
-            for at, first, second, sign in ((2 * j, a, b, 1.0), (2 * j + 1, b, a, -1.0)):
-                torch.mul(first, c, out=term) if c else torch.mul(second, sign * s, out=term)
-                if c and s:
-                    term.add_(second, alpha=sign * s)
-                total.addcmul_(tables[:, at, block], term.add_(_ROUND).view(torch.int32).sub_(_ROUND_BITS))
-            if j + 1 < harmonics:
-                a, b, free_a, free_b = _turn(a, b, cos, sin, free_a, free_b)
+        total = torch.zeros(rt.parties, block.stop - i, dtype=torch.int32)
+        for j, pair in enumerate(_weights([t[block] for t in angles], plan)):
+            for at, weight in zip((2 * j, 2 * j + 1), pair, strict=True):
+                total.addcmul_(tables[:, at, block], weight)
         out[:, block] = total
+    constant = round(plan.series.constant * 2.0**plan.out_frac)
     return rt.add_public(out, constant).view(rt.parties, *shape)
 
 
@@ -169,30 +195,34 @@ def pieces(rt: Runtime, x: Shares, series: tuple[Series, ...], period_bits: tupl
     if max(period_bits) > min(x.ring, 62):
         raise ProtocolError(f"a period of {max(period_bits)} bits in a ring of {x.ring}", where="mpc bookkeeping")
     trail = [1] * len(x.shape)
-    k = torch.tensor(series[0].harmonics, dtype=torch.float64).view(1, -1, *trail)
-    periods = torch.tensor([1 << bits for bits in period_bits], dtype=torch.int64).view(-1, *trail)
     mask = rt.dealer.mask(x.shape)
 
-    def phases(value: Tensor) -> Tensor:
-        turns = (value.unsqueeze(0) & (periods - 1)).to(torch.float64) / periods.to(torch.float64)
-        return k * (turns * (2 * math.pi)).unsqueeze(1)
-
     def table(value: Tensor) -> Tensor:
-        phase = phases(value)
-        return torch.cat([phase.cos(), phase.sin()], 1).mul_(2.0**_TABLE).round_().to(torch.int64)
+        return torch.cat(_multiples(value, series, period_bits), 1).mul_(2.0**_TABLE).round_().to(torch.int64)
 
     tables = rt.dealer.share(table, mask.hidden, shape=(len(series), 2 * len(series[0].harmonics), *x.shape))
     (opened,) = yield [Open(x.data + mask.shares, x.ring)]
     if not rt.parties:
         return torch.empty(0, len(series), *x.shape, dtype=torch.int64)
-    phase = phases(opened)
-    cos, sin = phase.cos(), phase.sin()
-    c = torch.tensor([p.cosine for p in series], dtype=torch.float64).view(len(series), -1, *trail)
-    s = torch.tensor([p.sine for p in series], dtype=torch.float64).view(len(series), -1, *trail)
-    weights = torch.cat([c * cos + s * sin, c * sin - s * cos], 1).mul_(2.0 ** (out_frac - _TABLE)).round_().to(torch.int64)
+    weights = weights_of_pieces(opened, series, period_bits, out_frac)
     out = (tables * weights).sum(2)
     constant = torch.tensor([p.constant for p in series], dtype=torch.float64) * 2.0**out_frac
     return rt.add_public(out, constant.round().to(torch.int64).view(-1, *trail))
+
+
+def _multiples(value: Tensor, series: tuple[Series, ...], period_bits: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """cos and sin of every multiple of every angle, ``(pieces, harmonics, *shape)`` each."""
+    ks = torch.tensor(series[0].harmonics).view(1, -1, *[1] * value.dim())
+    return cos_sin_by_row(value * ks, period_bits)
+
+
+def weights_of_pieces(opened: Tensor, series: tuple[Series, ...], period_bits: tuple[int, ...], out_frac: int) -> Tensor:
+    """What the dealer's cos and sin are multiplied by in :func:`pieces`: int64, ``(pieces, 2 harmonics, *shape)``."""
+    cos, sin = _multiples(opened, series, period_bits)
+    trail = [1] * opened.dim()
+    c = torch.tensor([p.cosine for p in series], dtype=torch.float64).view(len(series), -1, *trail)
+    s = torch.tensor([p.sine for p in series], dtype=torch.float64).view(len(series), -1, *trail)
+    return torch.cat([c * cos + s * sin, c * sin - s * cos], 1).mul_(2.0 ** (out_frac - _TABLE)).round_().to(torch.int64)
 
 
 def widen(rt: Runtime, words: Tensor, out_frac: int, frac: int) -> Protocol[Wire]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
-import numpy as np
 import torch
 
-from privtensors.backends.mpc.fits import fit
+from privtensors.backends.mpc.fits import Function, fit, largest, precise
 from privtensors.backends.mpc.protocols.activation import RANGE_BITS, Activation, activate
 from privtensors.backends.mpc.protocols.arithmetic import lift, normal, open_lifted, open_wire, square_wire
 from privtensors.backends.mpc.protocols.compare import at_least
@@ -20,29 +19,29 @@ from privtensors.backends.mpc.protocols.normalise import power
 from privtensors.backends.mpc.runtime import Protocol, Runtime, parallel
 from privtensors.backends.mpc.shares import WORD, Shares
 
-_erf = np.vectorize(math.erf, otypes=[np.float64])
+_mp = precise()
 
 
 def _gelu_slope(x: Any) -> Any:
-    return 0.5 * _erf(x / math.sqrt(2)) + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+    return 0.5 * _mp.erf(x / _mp.sqrt(2)) + x * _mp.exp(-x * x / 2) / _mp.sqrt(2 * _mp.pi)
 
 
 def _gelu_tanh_slope(x: Any) -> Any:
-    c = math.sqrt(2 / math.pi)
-    t = np.tanh(c * (x + 0.044715 * x**3))
+    c = _mp.sqrt(2 / _mp.pi)
+    t = _mp.tanh(c * (x + 0.044715 * x**3))
     return 0.5 * t + 0.5 * x * (1 - t * t) * c * (1 + 3 * 0.044715 * x * x)
 
 
 def _silu_slope(x: Any) -> Any:
-    s = 1 / (1 + np.exp(-x))
+    s = 1 / (1 + _mp.exp(-x))
     return s * (1 + x * (1 - s)) - 0.5
 
 
 def _softplus_even(x: Any) -> Any:
-    return np.logaddexp(x / 2, -x / 2)
+    return _mp.log(_mp.exp(x / 2) + _mp.exp(-x / 2))
 
 
-_FUNCTIONS: Final[Mapping[str, Callable[[Any], Any]]] = MappingProxyType(
+_FUNCTIONS: Final[Mapping[str, Function]] = MappingProxyType(
     {"softplus": _softplus_even, "gelu": _gelu_slope, "gelu_tanh": _gelu_tanh_slope, "silu": _silu_slope}
 )
 
@@ -59,7 +58,7 @@ def smooth(name: str) -> Activation:
     function = _FUNCTIONS[name]
     reach = window + 0.3
     series = fit(function, low=-reach, high=reach, period=2.0**period_log2, harmonics=range(1, count + 1), parity=parity, ridge=1e-6)
-    biggest = float(np.abs(function(np.linspace(-reach, reach, 999))).max()) + 0.01
+    biggest = largest(function, -reach, reach) + 0.01
     out_frac = math.floor(29.8 - math.log2(biggest))
     line = name == "softplus"
     return Activation(name, window, Plan(series, 20 - period_log2, 20, out_frac), 0.0, 0.0 if line else 1.0, line, 1e-3)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from privtensors.backends.mpc.protocols.arithmetic import normal
+from privtensors.backends.mpc.protocols.products import matmul
 from privtensors.backends.mpc.runtime import Open, Protocol, Runtime
 from privtensors.backends.mpc.shares import WORD, Shares, Table
 
@@ -127,5 +128,5 @@ def selected_sums(packed: Tensor, table: Tensor) -> Tensor:
     for start in range(0, len(packed), _BLOCK):
         block = packed[start : start + _BLOCK]
         bits = ((block.unsqueeze(-1) >> shifts) & 1).reshape(len(block), -1)[:, :size]
-        torch.matmul(bits.to(torch.int64), table, out=out[start : start + _BLOCK])
+        out[start : start + _BLOCK] = matmul(bits.to(torch.int64), table)
     return out

@@ -26,7 +26,8 @@ _GUARD: Final = 4  # an interval's limits are decided to 1/16 of its lower end
 
 
 @functools.cache
-def _unit_fit(exponent: float) -> Series:
+def unit_fit(exponent: float) -> Series:
+    """``x ** exponent`` on [1, 4] with a margin."""
     return fit(lambda x: x**exponent, low=0.9, high=4.5, period=8.0, harmonics=range(1, 11), ridge=1e-9, weight=lambda x: x**-exponent)
 
 
@@ -44,7 +45,7 @@ def power(rt: Runtime, x: Shares, exponent: float, *, low: int, octaves: int, sa
     """
     x = rescale(x, max(x.frac, 2 - low))  # the smallest octaves need some units to be told apart
     count = octaves // 2
-    unit = _unit_fit(exponent)
+    unit = unit_fit(exponent)
     # Chosen so that the largest result, at the bottom, keeps two bits of headroom.
     out_frac = 60 - math.ceil(low * exponent)
     scales = [2.0 ** (exponent * (low + 2 * j)) for j in range(count)]

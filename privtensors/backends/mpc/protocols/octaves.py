@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
 from torch import Tensor
 
-from privtensors.backends.mpc.fits import Series, fit
+from privtensors.backends.mpc.fits import Function, Series, fit, precise
 from privtensors.backends.mpc.protocols.arithmetic import lift, multiply_wires, open_lifted, open_wire, rescale
 from privtensors.backends.mpc.protocols.compare import at_least, select
 from privtensors.backends.mpc.protocols.fourier import pieces
@@ -31,7 +30,8 @@ GROUP: Final = 5  # digits per AND round
 UNIT_FRAC: Final = 54  # fractional bits of a function on [1, 4) when it is evaluated
 ROOT_FRAC: Final = 24  # of a square root when it is opened
 INVERSE_FRAC: Final = 28  # of 1/d when it is opened
-_FUNCTIONS: Final[Mapping[str, Callable[[Any], Any]]] = MappingProxyType({"sqrt": np.sqrt, "inverse": lambda x: 1 / x, "log": np.log})
+_mp = precise()
+_FUNCTIONS: Final[Mapping[str, Function]] = MappingProxyType({"sqrt": _mp.sqrt, "inverse": lambda x: 1 / x, "log": _mp.log})
 
 
 @dataclass(frozen=True, slots=True)

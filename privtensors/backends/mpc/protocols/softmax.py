@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from privtensors.backends.mpc.fits import fit
+from privtensors.backends.mpc.fits import fit, precise
 from privtensors.backends.mpc.protocols.arithmetic import (
     lift,
     matmul_wires,
@@ -30,6 +30,7 @@ from privtensors.backends.mpc.protocols.arithmetic import (
 from privtensors.backends.mpc.protocols.compare import and_products, clamp
 from privtensors.backends.mpc.protocols.fourier import Plan, bulk, widen
 from privtensors.backends.mpc.protocols.normalise import power
+from privtensors.backends.mpc.protocols.products import matmul
 from privtensors.backends.mpc.runtime import Open, Protocol, Runtime, parallel
 from privtensors.backends.mpc.shares import WORD, Shares, Wire
 from privtensors.errors import InvalidInput, OutOfRange, ParameterError, ProtocolError
@@ -79,17 +80,17 @@ def scale_of(factor: float) -> Scale:
     period = factor * 2.0**period_log2
     offset = math.ceil(-LOW / cell) + 2
     high = min(period / _GAP - beside, (61 - offset) * cell)
+    mp = precise()
     # The argument is s itself, so the period in its units is a power of two whatever the factor.
     for count in range(13, 40):
         series = fit(
-            lambda x: np.exp(x / 2),
+            lambda x: mp.exp(x / 2),
             low=top - period / _GAP,
             high=top,
             period=period,
             harmonics=range(1, count + 1),
             ridge=2e-6,
-            points=1500,
-            weight=lambda x: 1 / (1 + (_TAIL - 1) * np.clip(1 - np.exp(x / 2), 0, 1)),
+            weight=lambda x: 1 / (1 + (_TAIL - 1) * max(1 - mp.exp(x / 2), 0)),
         )
         x = np.linspace(series.low, series.high, 4001)
         if float(np.abs(series(x) ** 2 - np.exp(x)).max()) <= _FIT * math.exp(top):
@@ -147,7 +148,7 @@ def mean_key(k: Shares, keep: Tensor | None) -> Shares:
     bits = 8 + math.ceil(math.log2(max(length, 2)))
     allowed = torch.ones(1, length, dtype=torch.float64) if keep is None else keep.expand(*keep.shape[:-1], length).to(torch.float64)
     weights = (allowed / allowed.sum(-1, keepdim=True).clamp(min=1) * 2.0**bits).round().to(torch.int64)
-    return k.like(torch.matmul(weights, k.data), k.frac + bits)
+    return k.like(matmul(weights, k.data), k.frac + bits)
 
 
 def _coarse_max(rt: Runtime, t: Shares, scale: Scale) -> Protocol[Tensor]:

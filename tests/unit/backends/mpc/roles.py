@@ -23,19 +23,27 @@ from privtensors.transport.base import Message, pack, unpack
 from tests.unit.backends.mpc.harness import seed
 
 TECHNIQUE = types.SimpleNamespace(name="mpc", backend="mpc", fractional_bits=18)
-SEEDS = (seed(1), seed(1001))
-INPUTS = (seed(2001), seed(3001))
 OWNERS = ("client", "server")
 # What a party does: given its backend and a way to protect (value, owner), returns a result.
 Job = Callable[["Role"], Any]
+Seeds = tuple[bytes, bytes]
+
+
+def seeds(number: int = 1) -> tuple[Seeds, Seeds]:
+    """A run's fixed seeds: of the two parties, and of the two as owners of inputs."""
+    return (seed(number), seed(1000 + number)), (seed(2000 + number), seed(3000 + number))
 
 
 class QueueChannel:
-    """One party's end: packed bytes and the step's label go through a queue, as they would through a socket."""
+    """One party's end: packed bytes and the step's label go through a queue, as they would through a socket.
+
+    ``received`` keeps the words that arrived, and how many bits of each.
+    """
 
     def __init__(self, party: int, out: queue.Queue[Any], into: queue.Queue[Any]) -> None:
         self.parties: tuple[int, ...] = (party,)
         self._party, self._out, self._into, self._label = party, out, into, ""
+        self.received: list[tuple[Tensor, int]] = []
 
     def step(self, label: str) -> None:
         self._label = label
@@ -55,6 +63,7 @@ class QueueChannel:
             bits, sent, data = next(received)
             assert (bits, sent) == (m.bits, shape)
             out.append(unpack(data, bits, shape).to(m.words.dtype))
+            self.received.append((out[-1].clone(), bits))
         return out
 
 
@@ -93,9 +102,10 @@ class Role:
 
 @dataclass
 class Outcome:
-    """Per role: the job's result and the meter; and the dealer's program."""
+    """Per role: the job's result, the meter and what arrived of the other party; and the dealer's program."""
 
     results: dict[str, Any] = field(default_factory=dict)
+    received: dict[str, list[tuple[Tensor, int]]] = field(default_factory=dict)
     meters: dict[str, Meter] = field(default_factory=dict)
     program: Program | None = None
     corrections: bytes = b""
@@ -104,7 +114,7 @@ class Outcome:
 def together(job: Job, technique: Any = TECHNIQUE) -> tuple[Any, Meter]:
     """The job with both parties and the dealer in one process."""
     meter = Meter()
-    backend = MPCBackend(technique, meter, dealer=Dealer(meter, SEEDS, INPUTS))
+    backend = MPCBackend(technique, meter, dealer=Dealer(meter, *seeds()))
     return job(Role(backend, meter)), meter
 
 
@@ -117,25 +127,36 @@ def trace(job: Job, technique: Any = TECHNIQUE) -> tuple[Program, Meter]:
     return tracer.end(), meter
 
 
-def apart(job: Job, technique: Any = TECHNIQUE, *, jobs: tuple[Job, Job] | None = None) -> Outcome:
+def apart(
+    job: Job,
+    technique: Any = TECHNIQUE,
+    *,
+    jobs: tuple[Job, Job] | None = None,
+    number: int = 1,
+    devices: tuple[torch.device | None, torch.device | None] = (None, None),
+) -> Outcome:
     """The job at the dealer, which deals, then at both parties side by side.
 
     Args:
         jobs: What the two parties run instead, for parties that disagree.
+        number: Which fixed seeds: another number, other randomness.
+        devices: Where the parties compute; None for the CPU.
     """
+    parties, inputs = seeds(number)
     outcome = Outcome()
     outcome.program, outcome.meters["dealer"] = trace(job, technique)
-    outcome.corrections = b"".join(outcome.program.deal(SEEDS, DealerState(), keep=False))
+    outcome.corrections = b"".join(outcome.program.deal(parties, DealerState(), keep=False))
     queues: tuple[queue.Queue[Any], queue.Queue[Any]] = (queue.Queue(), queue.Queue())
     errors: list[BaseException] = []
 
     def run(party: int) -> None:
         meter = outcome.meters[OWNERS[party]] = Meter()
-        correlations = PartyCorrelations(meter, party, INPUTS)
+        correlations = PartyCorrelations(meter, party, inputs, devices[party])
         channel = QueueChannel(party, queues[party], queues[1 - party])
+        outcome.received[OWNERS[party]] = channel.received
         try:
-            correlations.begin(SEEDS[party], Corrections(outcome.corrections) if party else None)
-            role = Role(MPCBackend(technique, meter, channel=channel, dealer=correlations), meter)
+            correlations.begin(parties[party], Corrections(outcome.corrections) if party else None)
+            role = Role(MPCBackend(technique, meter, channel=channel, dealer=correlations, device=devices[party]), meter)
             outcome.results[OWNERS[party]] = (jobs[party] if jobs else job)(role)
             correlations.end()
         except queue.Empty:
@@ -151,3 +172,15 @@ def apart(job: Job, technique: Any = TECHNIQUE, *, jobs: tuple[Job, Job] | None 
     if errors:
         raise errors[0]
     return outcome
+
+
+def same_as_one_process(expected: list[Tensor], meter: Meter, outcome: Outcome) -> None:
+    """Three roles gave the client what one process gave, word for word, in as many rounds and bytes; the server saw none of it."""
+    for mine, theirs, seen in zip(expected, outcome.results["client"], outcome.results["server"], strict=True):
+        assert torch.equal(mine, theirs) and mine.dtype == theirs.dtype
+        assert not seen.any() and seen.shape == mine.shape
+    for role in ("client", "server", "dealer"):
+        assert (outcome.meters[role].rounds, outcome.meters[role].bytes_sent) == (meter.rounds, meter.bytes_sent), role
+    assert outcome.meters["dealer"].dealer_bytes == outcome.meters["server"].dealer_bytes == meter.dealer_bytes
+    assert outcome.meters["client"].dealer_bytes == 0
+    assert outcome.program is not None and outcome.program.correction_bytes == len(outcome.corrections)

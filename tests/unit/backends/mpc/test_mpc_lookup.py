@@ -105,6 +105,7 @@ def test_positions_that_the_client_does_not_know_are_refused(session: Session) -
         "a result": ids(session) + 0,
         "the server's": ids(session, owner="server"),
         "a copy": ids(session).clone(),
+        "where a maximum lies": F.max_pool2d(protect(torch.rand(1, 2, 2), MPC(), session=session), 2, return_indices=True)[1],
     }
     for x in unknown.values():
         with pytest.raises(UnsupportedOp, match="does not know"):

@@ -18,7 +18,7 @@ from privtensors.errors import CorrelationError, FrameError, InvalidInput, Param
 from privtensors.testing.backend_suite import TRIALS
 from privtensors.testing.trial import Trial, trial_id
 from tests.unit.backends.mpc.harness import seed
-from tests.unit.backends.mpc.roles import INPUTS, Corrections, Role, apart, together, trace
+from tests.unit.backends.mpc.roles import Corrections, Role, apart, same_as_one_process, seeds, together, trace
 
 
 def flat(value: Any) -> list[SafeTensor]:
@@ -57,15 +57,7 @@ def test_three_roles_compute_what_one_process_does(trial: Trial) -> None:
         with pytest.raises(type(error)):
             trace(job)
         return
-    outcome = apart(job)
-    for mine, theirs, seen in zip(expected, outcome.results["client"], outcome.results["server"], strict=True):
-        assert torch.equal(mine, theirs) and mine.dtype == theirs.dtype
-        assert not seen.any() and seen.shape == mine.shape  # the server sees nothing of what is revealed to the client
-    for role in ("client", "server", "dealer"):
-        assert (outcome.meters[role].rounds, outcome.meters[role].bytes_sent) == (meter.rounds, meter.bytes_sent), role
-    assert outcome.meters["dealer"].dealer_bytes == outcome.meters["server"].dealer_bytes == meter.dealer_bytes
-    assert outcome.meters["client"].dealer_bytes == 0
-    assert outcome.program is not None and outcome.program.correction_bytes == len(outcome.corrections)
+    same_as_one_process(expected, meter, apart(job))
 
 
 def product(role: Role) -> Tensor:
@@ -103,7 +95,7 @@ def test_parties_that_run_different_programs_do_not_go_on() -> None:
 
 
 def party(number: int) -> tuple[PartyCorrelations, MPCBackend]:
-    correlations = PartyCorrelations(Meter(), number, INPUTS)
+    correlations = PartyCorrelations(Meter(), number, seeds()[1])
     return correlations, MPCBackend(MPC(), correlations.meter, channel=_Alone(number), dealer=correlations)
 
 
