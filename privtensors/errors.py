@@ -144,7 +144,15 @@ class FrameError(TransportError):
 
 
 class VersionMismatch(TransportError):
-    """The parties run different versions of the wire format or of TLS, or disagree on policy or model."""
+    """The parties run different versions of the wire format or of TLS, or disagree on policy or model.
+
+    Args:
+        terms: Names of the terms on which they disagree.
+    """
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "", terms: tuple[str, ...] = ()) -> None:
+        super().__init__(what, where=where, fix=fix)
+        self.terms = terms
 
 
 class WrongPeer(TransportError):
@@ -181,3 +189,31 @@ class MixedRelations(AccountingError):
 
 class BudgetExceeded(AccountingError):
     """The release would overspend a privacy budget; nothing was reserved. The message says what is left."""
+
+
+class KnownDataWarning(UserWarning):
+    """A release states a data set whose records were used under another name: the two are counted apart."""
+
+
+class BoundingError(PrivTensorsError):
+    """What one example adds to a training step cannot be bounded; nothing of the step was kept."""
+
+
+class UnboundedParameter(BoundingError):
+    """A parameter is used in a way from which this engine cannot tell the examples' gradients apart.
+
+    Args:
+        parameter: The parameter's name, or that of the module that uses it.
+    """
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "", parameter: str = "") -> None:
+        self.parameter = parameter
+        super().__init__(what, where=where, fix=fix)
+
+
+class CrossExample(BoundingError):
+    """An example's gradient depends on the other examples of its batch, so that clipping does not bound what it adds."""
+
+
+class UnboundedSensitivity(UnsupportedOp):
+    """One unit's data can change the result by any amount, or by an amount that cannot be told, so no noise hides it."""

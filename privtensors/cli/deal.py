@@ -37,14 +37,17 @@ def deal(
 ) -> None:
     """Fill the dealer's store: seeds and corrections for requests to come. Run it at the dealer.
 
+    Example: privtensors deal policy.toml --for 4 --tokens 32,128
+
     Serve from the store with: privtensors serve POLICY.TOML --as dealer --store FOLDER. Whoever reads the store learns the
     masks of its unused requests. Never copy it and never restore it from a backup: its randomness must be used once.
     """
     from privtensors.deploy.config import DEALER, Deployment
-    from privtensors.deploy.parts import load_dealer_model, terms_of
+    from privtensors.deploy.parts import load_dealer_model
     from privtensors.deploy.programs import Programs
     from privtensors.deploy.rooms import deployed_technique
     from privtensors.deploy.store import fill
+    from privtensors.deploy.terms import terms_of
 
     lengths = _lengths(tokens)
     deployment = Deployment.load(policy_file)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json as json_module
 import logging
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,6 +49,7 @@ class Answer:
             "rounds": sum(c.rounds for c in self.costs),
             "bytes_sent": sum(c.bytes_sent for c in self.costs),
             "dealer_bytes": sum(c.dealer_bytes for c in self.costs),
+            "prepared": all(c.prepared for c in self.costs),
         }
         answer = {"text": self.text} if self.text else {"label": self.label, "scores": dict(self.scores)}
         return {"input": self.input, **answer, **total}
@@ -61,6 +64,9 @@ def infer(
     model: Annotated[Path | None, typer.Option(metavar="FOLDER", help="The client's part of the model; default: the file's.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, max=1 << 16, metavar="N", help="Cut longer texts.")] = 128,
     new_tokens: Annotated[int, typer.Option(min=1, max=4096, metavar="N", help="Tokens to generate.")] = 20,
+    prepare: Annotated[
+        bool, typer.Option("--prepare", help="Have all dealt before the first is asked: the seconds of each are without it.")
+    ] = False,
     timeout: Annotated[float, typer.Option(min=0.1, max=3600, metavar="S", help="Seconds to reach the parties.")] = 30.0,
     ledger: Annotated[
         Path | None, typer.Option(metavar="PATH", help="The ledger file [PRIVTENSORS_LEDGER, else the user's data directory].")
@@ -70,33 +76,54 @@ def infer(
     """Ask a deployment, and print what only this client learns.
 
     Example: privtensors infer policy.toml --text "A film to remember."
+
+    Example: privtensors infer policy.toml --prepare --text "A film to remember." --text "A film to forget."
     """
     from privtensors.deploy.config import Deployment
 
     deployment = Deployment.load(policy_file)
-    _check(deployment.task, text, image)
-    logging.getLogger("privtensors").setLevel(logging.ERROR)
+    _check(deployment.task, text, image, prepare)
     from privtensors.accounting import Ledger
     from privtensors.core.session import Session
     from privtensors.deploy.client import connect
+    from privtensors.deploy.line import Prepared
 
     folder = model or deployment.models["client"]
     inputs = [*(text or ()), *(image or ())]
-    prepared = [_prepared(deployment, folder, item, max_tokens) for item in inputs]  # before anybody is called
+    given = [_arguments(deployment, folder, item, max_tokens) for item in inputs]  # before anybody is called
+    shapes = [_shape(arguments) for arguments in given] if prepare else []
     session = Session()
     if ledger is not None:
         session = Session(recorder=Ledger(ledger, session=session.id))
-    with connect(deployment, party=party, keys=keys, model=model, session=session, timeout=timeout) as remote:
-        answers = [_ask(remote, deployment, folder, item, given, new_tokens) for item, given in zip(inputs, prepared, strict=True)]
+    with _quiet(), connect(deployment, party=party, keys=keys, model=model, session=session, timeout=timeout) as remote:
+        ahead = [remote.prepare(tokens, masked=masked, image_size=side) for tokens, masked, side in shapes]
+        answers = [_ask(remote, deployment, folder, item, arguments, new_tokens) for item, arguments in zip(inputs, given, strict=True)]
+    spent = Prepared(len(ahead), sum(p.seconds for p in ahead), sum(p.dealer_bytes for p in ahead)) if prepare else None
     if json:
-        found = {"ok": True, "task": deployment.task, "answers": [a.to_dict() for a in answers]}
+        dealt = None if spent is None else asdict(spent)
+        found = {"ok": True, "task": deployment.task, "prepared": dealt, "answers": [a.to_dict() for a in answers]}
         typer.echo(json_module.dumps(found, indent=2, ensure_ascii=False))
         return
+    if spent is not None:
+        plural = "s" if spent.count > 1 else ""
+        typer.echo(f"prepared {spent.count} request{plural}: {spent.seconds:.2f} s, {spent.dealer_bytes / 1e6:.1f} MB by the dealer")
     for answer in answers:
         _show(answer)
 
 
-def _check(task: str, text: list[str] | None, image: list[Path] | None) -> None:
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What there is to tell is printed, so only errors are logged."""
+    logger = logging.getLogger("privtensors")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _check(task: str, text: list[str] | None, image: list[Path] | None, prepare: bool) -> None:
     where = "privtensors infer"
     if task not in _TASKS:
         raise UsageError(f"task {task} has no command", where=where, fix="use privtensors.deploy.connect in Python")
@@ -107,9 +134,23 @@ def _check(task: str, text: list[str] | None, image: list[Path] | None) -> None:
         raise UsageError("this deployment takes texts", where=where, fix='Give --text "…"')
     if any(not t.strip() for t in text or ()):
         raise UsageError("an empty text", where="--text", fix="Give some words")
+    if prepare and task == "text-generation":
+        raise UsageError("each step of a generation is dealt for when it is made", where="--prepare", fix="Leave it out")
 
 
-def _prepared(deployment: Deployment, folder: Path, item: str | Path, max_tokens: int) -> dict[str, Any]:
+def _shape(arguments: dict[str, Any]) -> tuple[int | None, bool, int | None]:
+    """What :meth:`RemoteModel.prepare` is told of a request: tokens, whether any is masked, side of the image."""
+    if "pixel_values" in arguments:
+        height, width = arguments["pixel_values"].shape[-2:]
+        if height != width:
+            what = f"images of {height} x {width} pixels cannot be prepared, only square ones"
+            raise UsageError(what, where="--prepare", fix="Leave it out, or have the image processor crop them")
+        return None, False, width
+    mask = arguments.get("attention_mask")
+    return arguments["input_ids"].shape[1], mask is not None and not bool(mask.all()), None
+
+
+def _arguments(deployment: Deployment, folder: Path, item: str | Path, max_tokens: int) -> dict[str, Any]:
     """The model's arguments for one text or image."""
     if isinstance(item, Path):
         return _pixels(folder, item)
@@ -186,5 +227,6 @@ def _show(answer: Answer) -> None:
     cost = answer.to_dict()
     typer.echo(
         f"{cost['seconds']:.2f} s, {cost['rounds']} rounds, {cost['bytes_sent'] / 1e6:.1f} MB sent by each party,"
-        f" {cost['dealer_bytes'] / 1e6:.1f} MB by the dealer, {cost['forwards']} forward{'s' if cost['forwards'] > 1 else ''}"
+        f" {cost['dealer_bytes'] / 1e6:.1f} MB by the dealer{' before' if cost['prepared'] else ''},"
+        f" {cost['forwards']} forward{'s' if cost['forwards'] > 1 else ''}"
     )

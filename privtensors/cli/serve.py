@@ -34,21 +34,24 @@ def serve(
         Path | None, typer.Option(metavar="FOLDER", help="Dealer: serve what privtensors deal stored there, and keep used ids there.")
     ] = None,
     stored_only: Annotated[bool, typer.Option("--stored-only", help="Dealer: refuse what is not in store.")] = False,
+    device: Annotated[str | None, typer.Option(metavar="DEVICE", help="Server: where to compute, e.g. cuda; default: the CPU.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log with tracebacks of unexpected errors.")] = False,
 ) -> None:
     """Serve as one party of a deployment until SIGINT or SIGTERM, then end with exit code 0.
 
     Each request is one line in the log: sizes, rounds, bytes and seconds, never a value. On a terminal a status line follows.
+
+    Example: privtensors serve policy.toml --as server
     """
     if role not in ("server", "dealer"):
         raise UsageError(f"unknown role {role!r}", where="--as", fix="Allowed: server, dealer")
     if (store is not None or stored_only) and role != "dealer":
         raise UsageError("only the dealer has a store", where="--store", fix="Leave it out, or serve as dealer")
+    if device is not None and role != "server":
+        raise UsageError("the dealer computes on the CPU", where="--device", fix="Leave it out, or serve as server")
     if stored_only and store is None:
         raise UsageError("there is no store", where="--stored-only", fix="Give --store FOLDER")
-    _log(verbose)
-    service = _service(policy_file, role, keys, model, address, store, stored_only)
-    with service, _ending(service):
+    with _logged(verbose), _service(policy_file, role, keys, model, address, store, stored_only, device) as service, _ending(service):
         host, port = service.address
         typer.echo(f"{role} listens at {host}:{port}")
         sys.stdout.flush()
@@ -58,7 +61,14 @@ def serve(
 
 
 def _service(
-    policy_file: Path, role: str, keys: Path | None, model: Path | None, address: str | None, store: Path | None, stored_only: bool
+    policy_file: Path,
+    role: str,
+    keys: Path | None,
+    model: Path | None,
+    address: str | None,
+    store: Path | None,
+    stored_only: bool,
+    device: str | None,
 ) -> Server | DealerServer:
     from privtensors.deploy.config import Deployment, parse_address
 
@@ -71,13 +81,14 @@ def _service(
     if role == "server":
         from privtensors.deploy.server import Server
 
-        return Server(deployment, keys=keys, model=model, address=where)
+        return Server(deployment, keys=keys, model=model, address=where, device=device)
     from privtensors.deploy.dealer import DealerServer
 
     return DealerServer(deployment, keys=keys, model=model, address=where, store=store, stored_only=stored_only)
 
 
-def _log(verbose: bool) -> None:
+@contextmanager
+def _logged(verbose: bool) -> Iterator[None]:
     """Lines of the logger ``privtensors`` on standard error, control characters removed."""
 
     class Printable(logging.Formatter):
@@ -88,8 +99,14 @@ def _log(verbose: bool) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(Printable("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("privtensors")
+    before = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
 
 
 @contextmanager

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from privtensors.backends.mpc.program import DealerState, Program
-from privtensors.deploy.ids import SEED_SIZE, Dealt
-from privtensors.deploy.journal import ID_SIZE, sync_folder
+from privtensors.deploy.durable import sync_folder, write_new
+from privtensors.deploy.ids import SEED_SIZE, Dealt, two_seeds
+from privtensors.deploy.journal import ID_SIZE
 from privtensors.errors import CorrelationError
 
 FORMAT: Final = 1
@@ -112,22 +113,20 @@ def make_bundle(folder: Path, terms: Mapping[str, str], setup: Program, wanted: 
     draft = folder / f".{name}"
     draft.mkdir(mode=0o700)
     try:
-        seeds, state = _two_seeds(), DealerState()
+        seeds, state = two_seeds(), DealerState()
         for _ in setup.deal(seeds, state, keep=True):
             pass  # the session deals it again from the seeds
-        size, digest = _write(draft / SETUP_SEEDS, seeds, iter(()))
+        size, digest = write_new(draft / SETUP_SEEDS, seeds)
         items = []
         for want in wanted:
             for _ in range(want.count):
-                ours, item = _two_seeds(), secrets.token_hex(ID_SIZE)
-                written, checked = _write(draft / item, ours, want.program.deal(ours, state, keep=False))
+                ours, item = two_seeds(), secrets.token_hex(ID_SIZE)
+                written, checked = write_new(draft / item, chain(ours, want.program.deal(ours, state, keep=False)))
                 items.append(Item(item, want.kind, want.program.digest, written, checked))
                 size += written
                 tell(written)
         header = Header(name, dict(terms), setup.digest, digest, tuple(items)).encode()
-        with _new_file(draft / HEADER) as number:
-            _write_all(number, memoryview(header))
-            os.fsync(number)
+        write_new(draft / HEADER, [header])
         sync_folder(draft)
         draft.rename(folder / name)
         sync_folder(folder)
@@ -216,37 +215,6 @@ def remove(path: Path) -> None:
 def _pieces(data: memoryview) -> Iterator[memoryview]:
     for at in range(_SEEDS, len(data), _PIECE):
         yield data[at : at + _PIECE]
-
-
-def _two_seeds() -> tuple[bytes, bytes]:
-    return secrets.token_bytes(SEED_SIZE), secrets.token_bytes(SEED_SIZE)
-
-
-@contextlib.contextmanager
-def _new_file(path: Path) -> Iterator[int]:
-    number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        yield number
-    finally:
-        os.close(number)
-
-
-def _write(path: Path, seeds: tuple[bytes, bytes], chunks: Iterator[memoryview]) -> tuple[int, str]:
-    """Write and flush; bytes and SHA-256."""
-    check, size = hashlib.sha256(), 0
-    with _new_file(path) as number:
-        for chunk in chain((memoryview(seeds[0] + seeds[1]),), chunks):
-            check.update(chunk)
-            size += _write_all(number, chunk)
-        os.fsync(number)
-    return size, check.hexdigest()
-
-
-def _write_all(number: int, data: memoryview) -> int:
-    left = data.cast("B")
-    while left:
-        left = left[os.write(number, left) :]
-    return data.nbytes
 
 
 def _digest(body: Mapping[str, Any]) -> str:

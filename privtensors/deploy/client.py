@@ -13,8 +13,9 @@ from privtensors.deploy.config import Deployment
 from privtensors.deploy.descriptor import Descriptor, describe
 from privtensors.deploy.kinds import expected, kind_of
 from privtensors.deploy.line import Line, Places, Prepared, RequestCost
-from privtensors.deploy.parts import load_client_model, terms_of
+from privtensors.deploy.parts import load_client_model
 from privtensors.deploy.rooms import LOG, SETUP, deployed_technique, kept_tokens
+from privtensors.deploy.terms import computing_terms, terms_of
 from privtensors.errors import InvalidInput, PartyBusy, PeerTimeout, PrivTensorsError, RequestRefused, TransportError
 from privtensors.hf.model import PrivateModel
 from privtensors.hf.wrap import assemble
@@ -282,7 +283,7 @@ def connect(
         party: Name of this client's certificate; default the first client of the file.
         keys: Folder with that certificate; default the file's.
         model: The client's folder: ``config.json`` and its embedding tables; default the file's.
-        session: Whose recorder and meter are used; default one with the user's ledger.
+        session: Whose recorder, meter and device are used; default one with the user's ledger, on the CPU.
         timeout: Seconds to reach the parties; for a session that has to be opened again, ``limits.idle_s`` at most.
 
     Returns:
@@ -291,7 +292,8 @@ def connect(
     Raises:
         PolicyFileError: The file is malformed or has no such table.
         InvalidInput: The client's folder does not hold its part of the model.
-        VersionMismatch: The parties run different releases, policies or models; says which. Nothing else was sent.
+        VersionMismatch: The parties run different releases, policies or models, or the client's tables are not the server's; says
+            which. Nothing else was sent.
         WrongPeer: A certificate is not the expected one.
         PartyBusy: The server has no room for another session.
         TransportError: A party cannot be reached, or is lost.
@@ -303,5 +305,8 @@ def connect(
         raise InvalidInput(f"{name!r} is no client of this deployment", where=f"{deployment.source}: deployment.server.clients", fix=fix)
     identity = Identity.load(Path(keys) if keys else deployment.keys, name)
     part = load_client_model(deployment, Path(model) if model else deployment.models["client"])
-    requests = _Requests(Places(deployment, identity, part, terms_of(deployment, part), timeout), session or Session())
+    session = session or Session()
+    terms = computing_terms(deployment, part, session.device)
+    places = Places(deployment, identity, part, terms, terms_of(deployment, part), timeout)
+    requests = _Requests(places, session)
     return RemoteModel(requests.open(), requests)

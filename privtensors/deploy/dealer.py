@@ -18,29 +18,14 @@ from privtensors.deploy.config import DEALER, SERVER, Deployment
 from privtensors.deploy.descriptor import Descriptor
 from privtensors.deploy.ids import Dealt, DurableIds, FreshSupply, Ids, MemoryIds, Supply
 from privtensors.deploy.kinds import kind_of
-from privtensors.deploy.links import (
-    CREDIT,
-    FORGET,
-    FORWARD,
-    ID_SIZE,
-    OPEN,
-    READY,
-    SEED,
-    Note,
-    Refusal,
-    hear,
-    keep_waiting,
-    number,
-    read_number,
-    refuse,
-    say,
-)
-from privtensors.deploy.parts import load_dealer_model, terms_of
+from privtensors.deploy.links import ID_SIZE, Label, Note, Refusal, hear, keep_waiting, number, read_number, refuse, say
+from privtensors.deploy.parts import load_dealer_model
 from privtensors.deploy.programs import Generation, Programs, Traced
 from privtensors.deploy.rooms import LOG, SETUP, deployed_technique
 from privtensors.deploy.service import Figures, Service
 from privtensors.deploy.store import Store, StoredSupply
 from privtensors.deploy.stream import LEAST_WINDOW, send_corrections
+from privtensors.deploy.terms import terms_of
 from privtensors.errors import CorrelationError, FrameError, IdUsed, ParameterError, PeerLost, PeerTimeout, WrongPeer
 from privtensors.transport.peer import Peer
 from privtensors.transport.tls import Identity
@@ -147,7 +132,7 @@ class DealerServer:
 
     def _serve(self, peer: Peer) -> None:
         limits = self.deployment.limits
-        note = hear(peer, OPEN, asked=True, timeout=limits.idle_s)
+        note = hear(peer, Label.OPEN, asked=True, timeout=limits.idle_s)
         if note is None or len(note.data) < ID_SIZE:
             peer.close()
             return
@@ -221,22 +206,27 @@ class DealerSession:
     def _run(self) -> None:
         service = self._dealer.service
         for peer in (self._client, self._server):
-            say(peer, READY)
+            say(peer, Label.READY)
         while not service.ending:
             first = self._next()
-            note = hear(first, FORWARD, FORGET, CREDIT, asked=True)
+            note = hear(first, Label.FORWARD, Label.FORGET, Label.CREDIT, asked=True)
             if note is None:
                 return
-            if note.label == FORGET and first is self._client:
-                self._generations.pop(read_number(note.data), None)
-            elif note.label == FORWARD:
-                service.busy(True)
-                try:
-                    self._request(note, first)
-                finally:
-                    service.busy(False)
-            elif note.label != CREDIT:
-                raise FrameError("a message that is the client's", where=first.name, fix="install the same release")
+            if self._aside(note, first):
+                continue
+            service.busy(True)
+            try:
+                self._request(note, first)
+            finally:
+                service.busy(False)
+
+    def _aside(self, note: Note, peer: Peer) -> bool:
+        """Take in what is said beside requests: a cache to be forgotten, a sign of life; whether it was that."""
+        if note.label == Label.FORGET:
+            if peer is not self._client:
+                raise FrameError("a message that is the client's", where=peer.name, fix="install the same release")
+            self._generations.pop(read_number(note.data), None)
+        return note.label != Label.FORWARD
 
     def _next(self) -> Peer:
         """Whoever speaks next."""
@@ -254,11 +244,9 @@ class DealerSession:
 
     def _request(self, note: Note, first: Peer) -> None:
         second = self._server if first is self._client else self._client
-        other = hear(second, FORWARD, CREDIT, FORGET, asked=True)
-        while other is not None and other.label != FORWARD:
-            if other.label == FORGET:
-                self._generations.pop(read_number(other.data), None)
-            other = hear(second, FORWARD, CREDIT, FORGET, asked=True)
+        other = hear(second, Label.FORWARD, Label.CREDIT, Label.FORGET, asked=True)
+        while other is not None and self._aside(other, second):
+            other = hear(second, Label.FORWARD, Label.CREDIT, Label.FORGET, asked=True)
         if other is None:
             raise PeerLost("a party said goodbye within a request", where=DEALER, fix="see its log")
         asked, agreed = (note, other) if first is self._client else (other, note)
@@ -305,8 +293,8 @@ class DealerSession:
             self._refuse(Refusal.USED_ID if isinstance(error, IdUsed) else Refusal.NOT_STORED)
             return
         total = traced.program.correction_bytes
-        say(self._client, SEED, dealt.seeds[0], number(total))
-        say(self._server, SEED, dealt.seeds[1], number(total))
+        say(self._client, Label.SEED, dealt.seeds[0], number(total))
+        say(self._server, Label.SEED, dealt.seeds[1], number(total))
         sent = send_corrections(self._server, dealt.corrections, window)
         if generation is not None:
             generation.at = traced

@@ -114,17 +114,18 @@ class FreshSupply:
 
     def set_up(self, program: Program, state: DealerState) -> Dealt:
         """See :class:`SessionSupply`."""
-        seeds = _two_seeds()
+        seeds = two_seeds()
         return Dealt(seeds, program.deal(seeds, state, keep=True))
 
     def draw(self, program: Program, state: DealerState, *, kind: str | None) -> Dealt:
         """See :class:`SessionSupply`."""
-        seeds = _two_seeds()
+        seeds = two_seeds()
         return Dealt(seeds, program.deal(seeds, state, keep=kind is None))
 
     def close(self) -> None:
         """See :class:`SessionSupply`."""
 
 
-def _two_seeds() -> tuple[bytes, bytes]:
+def two_seeds() -> tuple[bytes, bytes]:
+    """Fresh seeds of the operating system, the client's and the server's."""
     return secrets.token_bytes(SEED_SIZE), secrets.token_bytes(SEED_SIZE)

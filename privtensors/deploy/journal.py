@@ -17,6 +17,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Final, Self
 
+from privtensors.deploy.durable import sync_folder, write_new
 from privtensors.errors import CorrelationError, IdUsed
 
 ID_SIZE: Final = 16
@@ -34,15 +35,6 @@ class Mark(IntEnum):
     REQUEST = 3
 
 
-def sync_folder(folder: Path) -> None:
-    """Make names that were added to ``folder``, moved or removed there, survive a loss of power."""
-    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
-
-
 def create_journal(path: Path) -> None:
     """An empty journal, where there is none yet; complete or absent whenever the process ends.
 
@@ -50,15 +42,12 @@ def create_journal(path: Path) -> None:
         OSError: It cannot be written.
     """
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    number = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        os.write(number, _FIRST)
-        os.fsync(number)
+        write_new(draft, [_FIRST])
         with contextlib.suppress(FileExistsError):
             os.link(draft, path)
     finally:
-        os.close(number)
-        draft.unlink()
+        draft.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 

@@ -5,32 +5,17 @@ from __future__ import annotations
 import secrets
 import time
 import weakref
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 from privtensors.core.session import Session
 from privtensors.deploy.config import DEALER, SERVER, Deployment
-from privtensors.deploy.links import (
-    FORGET,
-    FORWARD,
-    GO,
-    ID_SIZE,
-    OPEN,
-    PREPARE,
-    READY,
-    SEED,
-    SEED_SIZE,
-    SEEDS,
-    answer,
-    ask,
-    number,
-    read_number,
-)
-from privtensors.deploy.rooms import Room, deployed_technique, transport_limits
+from privtensors.deploy.links import ID_SIZE, SEED_SIZE, Label, answer, ask, number, read_number
+from privtensors.deploy.rooms import Room, deployed_technique, reach
 from privtensors.transport.frames import Kind, Reason, op_id
 from privtensors.transport.tcp import TcpChannel
-from privtensors.transport.tcp import connect as dial
 from privtensors.transport.tls import Identity
 
 
@@ -87,14 +72,16 @@ class Places:
         deployment: The policy file.
         identity: The client's certificate and key.
         model: The client's part of the model.
-        terms: What the others must agree on.
+        terms: What the server must agree on.
+        dealer_terms: What the dealer must agree on.
         timeout: Seconds to reach each of them.
     """
 
     deployment: Deployment
     identity: Identity
     model: Any
-    terms: dict[str, str]
+    terms: Mapping[str, str]
+    dealer_terms: Mapping[str, str]
     timeout: float
 
 
@@ -119,22 +106,17 @@ class Line:
         self._session = session
         self._open = ExitStack()
         self._fresh = True
-        limits = transport_limits(remote.deployment.limits)
         deadline = time.monotonic() + remote.timeout
         try:
-            self.server = self._open.enter_context(
-                dial(remote.deployment.server, remote.identity, SERVER, terms=remote.terms, limits=limits, timeout=remote.timeout)
-            )
+            self.server = self._open.enter_context(reach(remote.deployment, SERVER, remote.identity, remote.terms, remote.timeout))
             left = max(1.0, deadline - time.monotonic())
-            self.dealer = self._open.enter_context(
-                dial(remote.deployment.dealer, remote.identity, DEALER, terms=remote.terms, limits=limits, timeout=left)
-            )
-            ask(self.dealer, OPEN, self.server.session)
-            ask(self.server, OPEN)
-            answer(self.server, READY)
-            answer(self.dealer, READY)
+            self.dealer = self._open.enter_context(reach(remote.deployment, DEALER, remote.identity, remote.dealer_terms, left))
+            ask(self.dealer, Label.OPEN, self.server.session)
+            ask(self.server, Label.OPEN)
+            answer(self.server, Label.READY)
+            answer(self.dealer, Label.READY)
             seed = secrets.token_bytes(SEED_SIZE)
-            theirs = self.server.exchange(Kind.REQUEST, [seed], due=SEED_SIZE, op=op_id(SEEDS))
+            theirs = self.server.exchange(Kind.REQUEST, [seed], due=SEED_SIZE, op=op_id(Label.SEEDS))
             technique = deployed_technique(remote.deployment.policy)
             self._room = Room(technique, session, TcpChannel(self.server, 0), (seed, bytes(theirs.payload)))
         except BaseException:
@@ -159,13 +141,13 @@ class Line:
             TransportError: A party is gone, stalled, or sends what is not due; the session is over.
         """
         for cache in self._take_dropped():
-            ask(self.server, FORGET, number(cache))
-            ask(self.dealer, FORGET, number(cache))
+            ask(self.server, Label.FORGET, number(cache))
+            ask(self.dealer, Label.FORGET, number(cache))
         ready = next((r for r in self._shelf if r.kind == kind), None)
         request, self._fresh = new_id() if ready is None else ready.request, True
         self._start, self._before = time.perf_counter(), self._session.meter.reading()
-        ask(self.server, FORWARD, request, body)
-        answer(self.server, GO)
+        ask(self.server, Label.FORWARD, request, body)
+        answer(self.server, Label.GO)
         self._fresh = False
         self._queued = time.perf_counter()
         if ready is None:
@@ -207,11 +189,11 @@ class Line:
             TransportError: As :meth:`begin`.
         """
         request, self._fresh = new_id(), True
-        ask(self.server, PREPARE, request, view)
-        answer(self.server, GO)
+        ask(self.server, Label.PREPARE, request, view)
+        answer(self.server, Label.GO)
         self._fresh = False
         seed, size = self._ask_dealer(request, view)
-        answer(self.server, READY)
+        answer(self.server, Label.READY)
         self._shelf.append(_Ready(request, kind, seed, size))
         return size
 
@@ -251,8 +233,8 @@ class Line:
 
     def _ask_dealer(self, request: bytes, view: bytes) -> tuple[bytes, int]:
         """This party's seed, and the bytes that the other one gets."""
-        ask(self.dealer, FORWARD, request, view)
-        dealt = answer(self.dealer, SEED)
+        ask(self.dealer, Label.FORWARD, request, view)
+        dealt = answer(self.dealer, Label.SEED)
         return bytes(dealt[:SEED_SIZE]), read_number(dealt[SEED_SIZE:])
 
     def _take_dropped(self) -> list[int]:

@@ -13,7 +13,7 @@ import socket
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from typing import Final
 
 from privtensors.errors import FrameError, PartyBusy, RequestRefused, TransportError
@@ -25,21 +25,27 @@ ID_SIZE: Final = 16
 SEED_SIZE: Final = 32
 NOTE_LIMIT: Final = (1 << 24) + 64  # a descriptor is the largest
 
-OPEN: Final = "privtensors open"
-READY: Final = "privtensors ready"
-FORWARD: Final = "privtensors forward"
-PREPARE: Final = "privtensors prepare"
-FORGET: Final = "privtensors forget"
-SEEDS: Final = "privtensors input seeds"
-GO: Final = "privtensors go"
-WAITING: Final = "privtensors waiting"
-NO: Final = "privtensors no"
-SEED: Final = "privtensors seed"
-CREDIT: Final = "privtensors credit"
-DATA: Final = "privtensors corrections"
-
-_LABELS: Final = {op_id(label): label for label in (OPEN, READY, FORWARD, PREPARE, FORGET, SEEDS, GO, WAITING, NO, SEED, CREDIT, DATA)}
 _NUMBER: Final = struct.Struct("<Q")
+
+
+class Label(StrEnum):
+    """What a control message says."""
+
+    OPEN = "privtensors open"
+    READY = "privtensors ready"
+    FORWARD = "privtensors forward"
+    PREPARE = "privtensors prepare"
+    FORGET = "privtensors forget"
+    SEEDS = "privtensors input seeds"
+    GO = "privtensors go"
+    WAITING = "privtensors waiting"
+    NO = "privtensors no"
+    SEED = "privtensors seed"
+    CREDIT = "privtensors credit"
+    DATA = "privtensors corrections"
+
+
+_LABELS: Final = {op_id(label): label for label in Label}
 
 
 class Refusal(IntEnum):
@@ -79,24 +85,24 @@ def refusal_error(code: int, where: str) -> TransportError:
 class Note:
     """One control message. ``data`` may hold a seed: it is not shown."""
 
-    label: str
+    label: Label
     data: memoryview
 
     def __repr__(self) -> str:
         return f"Note({self.label})"
 
 
-def say(peer: Peer, label: str, *data: bytes | memoryview, asking: bool = False, timeout: float | None = None) -> None:
+def say(peer: Peer, label: Label, *data: bytes | memoryview, asking: bool = False, timeout: float | None = None) -> None:
     """Send one message; raises as :meth:`Peer.send`."""
     peer.send(Kind.REQUEST if asking else Kind.REPLY, data, op=op_id(label), timeout=timeout)
 
 
-def ask(peer: Peer, label: str, *data: bytes | memoryview) -> None:
+def ask(peer: Peer, label: Label, *data: bytes | memoryview) -> None:
     """Send one request; raises as :meth:`Peer.send`."""
     say(peer, label, *data, asking=True)
 
 
-def hear(peer: Peer, *labels: str, asked: bool = False, timeout: float | None = None) -> Note | None:
+def hear(peer: Peer, *labels: Label, asked: bool = False, timeout: float | None = None) -> Note | None:
     """The next message, one of ``labels``; None for a goodbye where requests are due.
 
     Raises:
@@ -106,13 +112,13 @@ def hear(peer: Peer, *labels: str, asked: bool = False, timeout: float | None = 
     frame = peer.recv(*((Kind.REQUEST, Kind.BYE) if asked else (Kind.REPLY,)), most=NOTE_LIMIT, timeout=timeout)
     if frame.kind is Kind.BYE:
         return None
-    label = _LABELS.get(frame.header.op, "")
-    if label not in labels:
-        raise FrameError(f"message {label or 'unknown'!r}, due is {' or '.join(labels)}", where=peer.name, fix="see the peer's log")
+    label = _LABELS.get(frame.header.op)
+    if label is None or label not in labels:
+        raise FrameError(f"message {str(label or 'unknown')!r}, due is {' or '.join(labels)}", where=peer.name, fix="see the peer's log")
     return Note(label, frame.payload)
 
 
-def answer(peer: Peer, label: str) -> memoryview:
+def answer(peer: Peer, label: Label) -> memoryview:
     """What a peer answers with ``label``, waiting for as long as it says that it works on it.
 
     Raises:
@@ -120,8 +126,8 @@ def answer(peer: Peer, label: str) -> memoryview:
         TransportError: As :meth:`Peer.recv`.
     """
     while True:
-        note = hear(peer, label, WAITING, NO)
-        if note is not None and note.label == NO:
+        note = hear(peer, label, Label.WAITING, Label.NO)
+        if note is not None and note.label == Label.NO:
             raise refusal_error(note.data[0] if len(note.data) == 1 else 0, peer.name)
         if note is not None and note.label == label:
             return note.data
@@ -129,7 +135,7 @@ def answer(peer: Peer, label: str) -> memoryview:
 
 def refuse(peer: Peer, code: Refusal) -> None:
     """Say no to a request; the session goes on."""
-    say(peer, NO, bytes([code]))
+    say(peer, Label.NO, bytes([code]))
 
 
 def keep_waiting(peers: Sequence[Peer], ready: Callable[[float], bool]) -> None:
@@ -140,7 +146,7 @@ def keep_waiting(peers: Sequence[Peer], ready: Callable[[float], bool]) -> None:
     """
     while not ready(KEEPALIVE_S):
         for peer in peers:
-            say(peer, WAITING)
+            say(peer, Label.WAITING)
 
 
 def number(value: int) -> bytes:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-from collections.abc import Iterator, Mapping
-from importlib.metadata import version
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +16,6 @@ from privtensors.errors import InvalidInput
 from privtensors.hf.families import Family, family_for, family_of
 from privtensors.hf.prepare import client_modules
 from privtensors.hf.wrap import computing_technique
-from privtensors.transport.frames import VERSION
-
-# What a config says about where it came from, not about the computation.
-_PROVENANCE: Final = frozenset(
-    {"_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "_attn_implementation_internal"}
-)
 
 
 def load_server_model(deployment: Deployment, folder: Path) -> Any:
@@ -53,7 +44,7 @@ def load_client_model(deployment: Deployment, folder: Path) -> Any:
         UnknownFamily: The model is of no known family.
     """
     model = _from_config(deployment, folder, "client")
-    family = _family(deployment, model)
+    family = family_in(deployment, model)
     fronts = client_modules(model, family)
     hollow(model, family)
     wanted = {f"{name}.{inner}": p for name, front in fronts.items() for inner, p in front.named_parameters()}
@@ -70,46 +61,13 @@ def load_client_model(deployment: Deployment, folder: Path) -> Any:
 def load_dealer_model(deployment: Deployment, folder: Path) -> Any:
     """The dealer's part: the structure alone. Raises as :func:`load_client_model`."""
     model = _from_config(deployment, folder, "dealer")
-    hollow(model, _family(deployment, model))
+    hollow(model, family_in(deployment, model))
     return model
 
 
-def terms_of(deployment: Deployment, model: Any) -> dict[str, str]:
-    """What all parties must agree on before anything is sent: a short digest per subject, in the order a mismatch names them.
-
-    ``model`` covers the configuration and every parameter's name, shape, sharing and owner; no value goes into it.
-    """
-    family = _family(deployment, model)
-    config = {k: v for k, v in model.config.to_dict().items() if k not in _PROVENANCE}
-    return {
-        "release": version("privtensors"),
-        "wire format": str(VERSION),
-        "policy": _digest(deployment.policy.to_toml()),
-        "task": f"{deployment.task}, {type(model).__name__}",
-        "model configuration": _digest(json.dumps(config, sort_keys=True, default=str)),
-        "model layout": _digest(json.dumps(_layout(model, client_modules(model, family)))),
-    }
-
-
-def _family(deployment: Deployment, model: Any) -> Family:
+def family_in(deployment: Deployment, model: Any) -> Family:
+    """The model's family, as the deployment's technique lays it out; raises as :func:`~privtensors.hf.families.family_for`."""
     return family_for(model.config.model_type, computing_technique(deployment.policy))
-
-
-def _layout(model: nn.Module, fronts: Mapping[str, nn.Module]) -> list[list[Any]]:
-    clients = {id(m) for front in fronts.values() for m in front.modules()}
-    numbers: dict[tuple[bool, int], int] = {}
-    rows: list[list[Any]] = []
-    for where, module in model.named_modules():
-        for name, p in module._parameters.items():
-            if p is not None:
-                front = id(module) in clients
-                number = numbers.setdefault((front, id(p)), len(numbers))
-                rows.append([where, name, list(p.shape), "client" if front else "server", number])
-    return rows
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _auto_class(task: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -11,12 +11,15 @@ from privtensors.backends.mpc.backend import MPCBackend
 from privtensors.backends.mpc.correlations import PartyCorrelations, Stream
 from privtensors.core.recorder import Disclosure
 from privtensors.core.session import Session
-from privtensors.deploy.config import ServiceLimits
-from privtensors.errors import PolicyError
+from privtensors.deploy.config import Deployment, ServiceLimits, ServiceRole
+from privtensors.deploy.terms import mended
+from privtensors.errors import PolicyError, VersionMismatch
 from privtensors.hf.wrap import computing_technique
 from privtensors.policy import Policy, Technique
 from privtensors.transport.limits import Limits
-from privtensors.transport.tcp import TcpChannel
+from privtensors.transport.peer import Peer
+from privtensors.transport.tcp import TcpChannel, connect
+from privtensors.transport.tls import Identity
 
 LOG: Final = logging.getLogger("privtensors")
 SETUP: Final = b"privtensors set-up"
@@ -47,12 +50,21 @@ def transport_limits(limits: ServiceLimits) -> Limits:
     return Limits(payload=limits.payload_mib << 20, idle_s=limits.idle_s)
 
 
+def reach(deployment: Deployment, role: ServiceRole, identity: Identity, terms: Mapping[str, str], timeout: float) -> Peer:
+    """Connect to a service of the deployment; raises as :func:`~privtensors.transport.tcp.connect`, a mismatch with what to do."""
+    limits = transport_limits(deployment.limits)
+    try:
+        return connect(deployment.address(role), identity, role, terms=terms, limits=limits, timeout=timeout)
+    except VersionMismatch as error:
+        raise mended(error) from None
+
+
 class Room:
     """A computing party in one session.
 
     Args:
         technique: Computes.
-        session: Whose meter counts; its backend becomes this party's.
+        session: Whose meter counts and whose device computes; its backend becomes this party's.
         channel: This party's end of the connection to the other computing party.
         seeds: The owners' input seeds, the client's and the server's.
     """
@@ -60,8 +72,9 @@ class Room:
     def __init__(self, technique: Technique, session: Session, channel: TcpChannel, seeds: tuple[bytes, bytes]) -> None:
         (party,) = channel.parties
         self.channel = channel
-        self.correlations = PartyCorrelations(session.meter, party, seeds)
-        session.use(technique, MPCBackend(technique, session.meter, channel=channel, dealer=self.correlations))
+        self.correlations = PartyCorrelations(session.meter, party, seeds, session.device)
+        backend = MPCBackend(technique, session.meter, channel=channel, dealer=self.correlations, device=session.device)
+        session.use(technique, backend)
 
     def __repr__(self) -> str:
         return f"Room(party={self.channel.parties[0]})"

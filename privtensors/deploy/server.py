@@ -11,24 +11,16 @@ from typing import Any, Final, Self
 
 import torch
 
+from privtensors.core.checks import checked_device
 from privtensors.core.session import Session
 from privtensors.deploy.config import DEALER, SERVER, Deployment
 from privtensors.deploy.descriptor import Descriptor
 from privtensors.deploy.ids import MemoryIds
 from privtensors.deploy.kinds import kind_of
 from privtensors.deploy.links import (
-    CREDIT,
-    FORGET,
-    FORWARD,
-    GO,
     ID_SIZE,
-    OPEN,
-    PREPARE,
-    READY,
-    SEED,
     SEED_SIZE,
-    SEEDS,
-    WAITING,
+    Label,
     Note,
     Refusal,
     answer,
@@ -40,11 +32,12 @@ from privtensors.deploy.links import (
     refuse,
     say,
 )
-from privtensors.deploy.parts import load_server_model, terms_of
+from privtensors.deploy.parts import load_server_model
 from privtensors.deploy.prepared import Kept, KeptCorrections, Shelf, receive
-from privtensors.deploy.rooms import LOG, SETUP, NotTheReceiver, Room, deployed_technique, kept_tokens, transport_limits
+from privtensors.deploy.rooms import LOG, SETUP, NotTheReceiver, Room, deployed_technique, kept_tokens, reach
 from privtensors.deploy.service import Figures, Service
 from privtensors.deploy.stream import CorrectionStream
+from privtensors.deploy.terms import computing_terms, terms_of
 from privtensors.deploy.turns import Turns
 from privtensors.errors import FrameError, IdUsed, PartyBusy, PeerTimeout, RequestRefused
 from privtensors.hf.families import family_for
@@ -52,7 +45,7 @@ from privtensors.hf.model import PrivateModel
 from privtensors.hf.wrap import assemble
 from privtensors.transport.frames import Kind, op_id
 from privtensors.transport.peer import Peer
-from privtensors.transport.tcp import TcpChannel, connect
+from privtensors.transport.tcp import TcpChannel
 from privtensors.transport.tls import Identity
 
 _DEALER_SHARE: Final = 0.75  # of a client's patience: it hears of a dealer that is gone before it gives up the server
@@ -66,21 +59,30 @@ class Server:
         keys: Folder of certificates; default the file's.
         model: Folder of the model; default the file's.
         address: Where to listen; default the file's.
+        device: Where this party computes, e.g. ``"cuda"``; default the CPU. The other parties' results do not depend on it.
 
     Raises:
         InvalidInput: The folder holds no model for the task.
+        ParameterError: There is no such device.
         PolicyError: The policy cannot be deployed.
         TransportError: Certificates cannot be used, or the address is taken.
     """
 
     def __init__(
-        self, deployment: Deployment, *, keys: Path | None = None, model: Path | None = None, address: tuple[str, int] | None = None
+        self,
+        deployment: Deployment,
+        *,
+        keys: Path | None = None,
+        model: Path | None = None,
+        address: tuple[str, int] | None = None,
+        device: str | None = None,
     ) -> None:
+        self.device = checked_device(device)
         self.deployment = deployment
         self.technique = deployed_technique(deployment.policy)
         self.identity = Identity.load(keys or deployment.keys, SERVER)
         self.model = load_server_model(deployment, model or deployment.models[SERVER])
-        self.terms = terms_of(deployment, self.model)
+        self.terms, self.dealer_terms = computing_terms(deployment, self.model, self.device), terms_of(deployment, self.model)
         limits = deployment.limits
         self.turns = Turns(limits.running, limits.waiting)
         self.ids = MemoryIds()
@@ -117,12 +119,10 @@ class Server:
         limits = self.deployment.limits
         with client:
             # The client reaches the dealer first, which may not have started yet.
-            if hear(client, OPEN, asked=True, timeout=limits.connect_s + limits.idle_s) is None:
+            if hear(client, Label.OPEN, asked=True, timeout=limits.connect_s + limits.idle_s) is None:
                 return
             timeout = min(limits.connect_s, _DEALER_SHARE * limits.idle_s)
-            with connect(
-                self.deployment.dealer, self.identity, DEALER, terms=self.terms, limits=transport_limits(limits), timeout=timeout
-            ) as dealer:
+            with reach(self.deployment, DEALER, self.identity, self.dealer_terms, timeout) as dealer:
                 self.service.count(sessions=1)
                 try:
                     ServerSession(self, client, dealer).run()
@@ -136,16 +136,16 @@ class ServerSession:
     def __init__(self, server: Server, client: Peer, dealer: Peer) -> None:
         self._server, self._client, self._dealer = server, client, dealer
         self._limits = server.deployment.limits
-        self._session = Session(recorder=NotTheReceiver())
+        self._session = Session(recorder=NotTheReceiver(), device=server.device)
         self._private: PrivateModel | None = None
         self._caches: dict[int, tuple[Any, int]] = {}  # by number: the cache and its batch
         self._family = family_for(server.model.config.model_type, server.technique)
         self._shelf = Shelf(self._limits.prepared_mib << 20)
-        ask(dealer, OPEN, client.session, client.name.encode())
-        answer(dealer, READY)
-        say(client, READY)
+        ask(dealer, Label.OPEN, client.session, client.name.encode())
+        answer(dealer, Label.READY)
+        say(client, Label.READY)
         seed = secrets.token_bytes(SEED_SIZE)
-        theirs = client.exchange(Kind.REQUEST, [seed], due=SEED_SIZE, op=op_id(SEEDS))
+        theirs = client.exchange(Kind.REQUEST, [seed], due=SEED_SIZE, op=op_id(Label.SEEDS))
         self._room = Room(server.technique, self._session, TcpChannel(client, 1), (bytes(theirs.payload), seed))
 
     def run(self) -> None:
@@ -157,15 +157,15 @@ class ServerSession:
         service = self._server.service
         LOG.info("session of %s opened", self._client.name)
         while not service.ending:
-            note = hear(self._client, FORWARD, PREPARE, FORGET, asked=True) if self._await_request() else None
+            note = hear(self._client, Label.FORWARD, Label.PREPARE, Label.FORGET, asked=True) if self._await_request() else None
             if note is None:
                 break
-            if note.label == FORGET:
+            if note.label == Label.FORGET:
                 self._caches.pop(read_number(note.data), None)
                 continue
             service.busy(True)
             try:
-                self._request(note) if note.label == FORWARD else self._prepare(note)
+                self._request(note) if note.label == Label.FORWARD else self._prepare(note)
             finally:
                 service.busy(False)
         LOG.info("session of %s closed", self._client.name)
@@ -199,7 +199,7 @@ class ServerSession:
         try:
             with self._server.turns.turn() as place:
                 keep_waiting([self._client], place.ready)
-                say(self._client, GO)
+                say(self._client, Label.GO)
                 self._compute(request, descriptor)
         except PartyBusy:
             service.count(refused=1)
@@ -254,11 +254,11 @@ class ServerSession:
             if reason is None:
                 with self._server.turns.turn() as place:
                     keep_waiting([self._client], place.ready)
-                    say(self._client, GO)
+                    say(self._client, Label.GO)
                     seed, stream = self._dealt(request, view.encode())
                     try:
                         total = stream.total
-                        data = receive(stream, keep=self._shelf.fits(total), alive=lambda: say(self._client, WAITING))
+                        data = receive(stream, keep=self._shelf.fits(total), alive=lambda: say(self._client, Label.WAITING))
                     finally:
                         stream.close()
                 if data is None:
@@ -276,14 +276,14 @@ class ServerSession:
             service.count(refused=1)
             refuse(self._client, reason)
             return
-        say(self._client, READY)
+        say(self._client, Label.READY)
         LOG.info("prepared for %s: %.1f MB from the dealer, %.2f s", self._client.name, total / 1e6, time.perf_counter() - start)
 
     def _compute(self, request: bytes, descriptor: Descriptor | None) -> None:
         kept = self._shelf.take(request)
         stream: CorrectionStream | KeptCorrections
         if kept is not None:
-            ask(self._dealer, CREDIT, number(0))  # of nothing: the session is in use
+            ask(self._dealer, Label.CREDIT, number(0))  # of nothing: the session is in use
             seed, stream = kept.seed, kept.corrections()
         else:
             seed, stream = self._dealt(request, SETUP if descriptor is None else self._view(descriptor).encode())
@@ -296,8 +296,8 @@ class ServerSession:
     def _dealt(self, request: bytes, view: bytes) -> tuple[bytes, CorrectionStream]:
         """The dealer's seed, and its corrections on their way."""
         window = self._limits.buffer_mib << 20
-        ask(self._dealer, FORWARD, request, hashlib.sha256(view).digest(), number(window))
-        dealt = answer(self._dealer, SEED)
+        ask(self._dealer, Label.FORWARD, request, hashlib.sha256(view).digest(), number(window))
+        dealt = answer(self._dealer, Label.SEED)
         stream = CorrectionStream(self._dealer, read_number(dealt[SEED_SIZE:]), window, self._limits.idle_s)
         return bytes(dealt[:SEED_SIZE]), stream
 

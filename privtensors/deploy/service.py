@@ -13,7 +13,8 @@ from typing import Self
 from privtensors.deploy.config import ServiceLimits
 from privtensors.deploy.links import interrupt
 from privtensors.deploy.rooms import LOG, transport_limits
-from privtensors.errors import PeerTimeout, PrivTensorsError, TransportError
+from privtensors.deploy.terms import mended
+from privtensors.errors import PeerTimeout, PrivTensorsError, TransportError, VersionMismatch
 from privtensors.transport.frames import Reason
 from privtensors.transport.peer import Peer
 from privtensors.transport.tcp import Listener
@@ -132,7 +133,7 @@ class Service:
             f.rounds, f.bytes_sent = f.rounds + rounds, f.bytes_sent + bytes_sent
 
     def _turned_away(self, error: TransportError) -> None:
-        LOG.warning("turned away a caller: %s", error)
+        LOG.warning("turned away a caller: %s", mended(error) if isinstance(error, VersionMismatch) else error)
         self.count(refused=1)
 
     def _start(self, peer: Peer) -> None:

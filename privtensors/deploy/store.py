@@ -20,8 +20,9 @@ from typing import Final, Self
 
 from privtensors.backends.mpc.program import DealerState, Program
 from privtensors.deploy.bundle import Header, Wanted, make_bundle, read_header, read_seeds, remove, take_item
+from privtensors.deploy.durable import sync_folder
 from privtensors.deploy.ids import Dealt, FreshSupply, SessionSupply
-from privtensors.deploy.journal import Journal, Mark, create_journal, sync_folder
+from privtensors.deploy.journal import Journal, Mark, create_journal
 from privtensors.deploy.rooms import LOG
 from privtensors.errors import CorrelationError
 

@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from privtensors.deploy.links import CREDIT, DATA, KEEPALIVE_S, ask, hear, interrupt, number, read_number
+from privtensors.deploy.links import KEEPALIVE_S, Label, ask, hear, interrupt, number, read_number
 from privtensors.errors import CorrelationError, FrameError, PrivTensorsError, TransportError
 from privtensors.transport.frames import Kind, op_id
 from privtensors.transport.peer import Peer
@@ -116,7 +116,7 @@ class CorrectionStream:
             while self._received < self._total:
                 if not self._make_room():
                     return
-                frame = self._peer.recv(Kind.CORRELATION, op=op_id(DATA), timeout=self._idle_s)
+                frame = self._peer.recv(Kind.CORRELATION, op=op_id(Label.DATA), timeout=self._idle_s)
                 with self._change:
                     self._received += len(frame.payload)
                     if self._received > self._granted or not len(frame.payload):
@@ -144,7 +144,7 @@ class CorrectionStream:
                     grant = room if room >= frame or self._granted + room == self._total else 0
                 self._granted += grant
             if grant or not enough:
-                ask(self._peer, CREDIT, number(grant))  # of nothing: a sign of life while the buffer is full
+                ask(self._peer, Label.CREDIT, number(grant))  # of nothing: a sign of life while the buffer is full
             if enough or grant:
                 return True
 
@@ -168,11 +168,11 @@ def send_corrections(peer: Peer, chunks: Iterator[memoryview], window: int) -> i
         for at in range(0, len(chunk), most):
             piece = chunk[at : at + most]
             while credit < len(piece):
-                note = hear(peer, CREDIT, asked=True)
+                note = hear(peer, Label.CREDIT, asked=True)
                 if note is None:
                     raise TransportError("party 1 said goodbye", where="corrections", fix="see its log")
                 credit += read_number(note.data)
-            peer.send(Kind.CORRELATION, [piece], op=op_id(DATA))
+            peer.send(Kind.CORRELATION, [piece], op=op_id(Label.DATA))
             credit -= len(piece)
             sent += len(piece)
     return sent

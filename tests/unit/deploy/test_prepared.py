@@ -18,12 +18,13 @@ from privtensors.deploy.bundle import Wanted
 from privtensors.deploy.config import DEALER, Deployment
 from privtensors.deploy.dealer import DealerServer
 from privtensors.deploy.kinds import expected, kind_of
-from privtensors.deploy.parts import load_dealer_model, terms_of
+from privtensors.deploy.parts import load_dealer_model
 from privtensors.deploy.prepared import Kept, KeptCorrections, Shelf
 from privtensors.deploy.programs import Programs
 from privtensors.deploy.rooms import deployed_technique
 from privtensors.deploy.server import Server
 from privtensors.deploy.store import fill
+from privtensors.deploy.terms import terms_of
 from privtensors.errors import CorrelationError, InvalidInput, RequestRefused, TransportError
 from tests.unit.deploy.places import memory_session, running, write_deployment
 from tests.unit.hf.tiny import build, inputs_for, text_inputs

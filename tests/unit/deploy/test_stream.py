@@ -77,12 +77,14 @@ def test_too_much_and_too_little(identities: dict[str, Identity]) -> None:
         stream.close()
 
 
-@pytest.mark.parametrize("how", ["killed", "silent", "other"])
+@pytest.mark.parametrize("how", ["killed", "killed after a part", "silent", "other"])
 def test_a_dealer_that_fails_surfaces_where_corrections_are_taken(identities: dict[str, Identity], how: str) -> None:
     with pair(identities) as (dealer, server):
         stream = CorrectionStream(server, 100, 1 << 16, IDLE)
         start = time.monotonic()
-        if how == "killed":
+        if how == "killed after a part":  # that part alone is not handed out
+            dealer.send(Kind.CORRELATION, [bytes(9)], op=op_id("privtensors corrections"))
+        if how.startswith("killed"):
             dealer._sock.close()
         elif how == "other":
             dealer.send(Kind.REPLY, [bytes(100)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 
+import numpy as np
 import pytest
 import torch
 
@@ -148,6 +149,18 @@ def test_no_room_is_made_before_the_header_is_checked() -> None:
     reader.check = refuse
     with pytest.raises(FrameError, match="1073741824 refused"):
         feed(reader, Header(Kind.REQUEST, SESSION, 0, 0, 1 << 30).encode())
+
+
+@pytest.mark.parametrize("size", [1, 16, 300])
+def test_memory_that_was_not_filled_is_never_handed_out(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    stale = 0xA5
+    monkeypatch.setattr(np, "empty", lambda count, dtype: np.full(count, stale, dtype))  # what the process had there before
+    header, payload = Header(Kind.EXCHANGE, SESSION, 0, 0, size).encode(), bytes(range(100)) * 3
+    for cut in range(size):
+        reader = reading()
+        assert feed(reader, header + payload[:cut]) == [] and not reader.between
+        assert len(reader.room()) == size - cut and set(reader.room()) == {stale}
+        assert feed(reader, payload[cut:size]) == [(Kind.EXCHANGE, payload[:size])] and reader.between
 
 
 def test_a_half_read_frame_is_seen() -> None:

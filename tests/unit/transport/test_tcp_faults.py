@@ -54,6 +54,12 @@ def oversize(rogue: Rogue) -> None:
     rogue.sock.sendall(Header(Kind.EXCHANGE, rogue.session, rogue.sequence, 0, (1 << 30) + 1).encode())
 
 
+def end_tls(rogue: Rogue) -> None:
+    """A proper end of TLS, which the other side reads as an end of file."""
+    with contextlib.suppress(OSError):
+        rogue.sock.unwrap()
+
+
 def drip(rogue: Rogue) -> None:
     with contextlib.suppress(OSError):
         for byte in rogue.frame(Kind.EXCHANGE, PAYLOAD):
@@ -68,6 +74,8 @@ FAULTS = [
     Fault("closed without a goodbye", Rogue.close, PeerLost),
     Fault("truncated in a header", lambda r: half(r, Rogue.close, 43), PeerLost),
     Fault("truncated in a payload", lambda r: half(r, Rogue.close, HEADER_SIZE + 1), PeerLost),
+    Fault("TLS ended within a payload", lambda r: half(r, end_tls, HEADER_SIZE + 1000), PeerLost, "without a goodbye"),
+    Fault("TLS ended within a header", lambda r: half(r, end_tls, 20), PeerLost, "without a goodbye"),
     Fault("goodbye in the middle", send(lambda r: r.frame(Kind.BYE)), PeerLost, "goodbye"),
     Fault("aborted by the peer", send(lambda r: r.frame(Kind.ERROR, bytes([Reason.LOCAL]))), PeerLost, "aborted"),
     Fault("refused as busy", send(lambda r: r.frame(Kind.ERROR, bytes([Reason.BUSY]))), PartyBusy, "no room"),
