@@ -85,7 +85,7 @@ def main() -> None:
     x, y = data()
     seen, held_out = slice(None, options.examples), slice(options.examples, None)
     plain = accuracy(train(classifier(), x[seen], y[seen], epochs=options.epochs), x[held_out], y[held_out])
-    print(f"\nplain                 held-out accuracy {plain:.3f}")
+    print(f"\n{'plain':25} held-out accuracy {plain:.3f}")
     for name, join in (("by rows", by_rows), ("by columns", by_columns)):
         private = train(protected(classifier()), *join(x[seen], y[seen]), epochs=options.epochs)
         received = classifier()  # the server receives the trained weights, and only it: one ledger row each

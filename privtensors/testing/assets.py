@@ -157,12 +157,12 @@ def stories15m() -> LlamaForCausalLM:
 
 
 def require_asset(name: str) -> Path:
-    """For tests: the folder of an asset, or a skip that says why it cannot be had.
+    """For tests: the folder of an asset, installed or else fetched, or a skip that says why it cannot be had.
 
     Only an asset that is out of reach skips. A wrong checksum or a dangerous archive fails the test, as it should.
     """
     try:
-        return fetch(name)
+        return installed(name) or fetch(name)
     except AssetUnavailable as error:
         if not isinstance(error, AssetRefused):
             import pytest

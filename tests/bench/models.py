@@ -1,7 +1,8 @@
 """Further models on shares: real weights (stories15M, MobileNetV2) and GPT-2 and ViT of 4 layers and width 256 with random ones.
 
 Two parties and the dealer in this process, alternating with the plain model. Generation is greedy with a key-value cache;
-its figures are per token, once with the logits revealed and once with the index of the largest only.
+its figures are per token, once with the logits revealed and once with the index of the largest only. A second table has the
+cost of that index alone.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ ONCE_UPON_A_TIME: Final = (1, 9038, 2501, 263, 931)
 PROMPTS: Final[tuple[tuple[int, ...], ...]] = (ONCE_UPON_A_TIME, (1, 365, 2354), (1, 3118, 2462), (1, 450, 4799, 9377))
 PHOTOS: Final = ("china.jpg", "flower.jpg")
 NEW_TOKENS: Final = 20
+ROW_LENGTHS: Final = (4, 1_000, 32_000, 50_257)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ class Row:
 
     Attributes:
         agrees: The largest logit, or every generated token, is the plain model's.
+        margin: Least distance of the two largest plain logits wherever one was chosen; below twice the error either may win.
         error_max: Largest difference of a revealed logit, absolute; 0 where no logit was revealed.
         largest: Largest plain logit, absolute.
     """
@@ -50,9 +53,16 @@ class Row:
     sent_mb: float
     dealer_mb: float
     agrees: str
+    margin: float
     error_max: float
     error_mean: float
     largest: float
+
+
+def least_margin(logits: Tensor) -> float:
+    """Least distance of the two largest along the last axis."""
+    top = logits.topk(2).values
+    return float((top[..., 0] - top[..., 1]).min())
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float]:
@@ -128,6 +138,7 @@ def forwards(name: str, run: str, model: Any, inputs: list[dict[str, Tensor]]) -
         spent.bytes_sent / 1e6,
         spent.dealer_bytes / 1e6,
         f"{right}/{len(found)}",
+        min(least_margin(f[0]) for f in found),
         max(float(e.max()) for e in errors),
         statistics.mean(float(e.mean()) for e in errors),
         max(float(f[0].abs().max()) for f in found),
@@ -140,10 +151,12 @@ def generations(name: str, model: Any, prompts: list[Tensor], outputs: Literal["
     found = []
     for ids in prompts:
         options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": steps, "do_sample": False}
-        want, plain_s = timed(lambda ids=ids, options=options: model.generate(ids, **options))
+        scored = {**options, "return_dict_in_generate": True, "output_logits": True}
+        want, plain_s = timed(lambda ids=ids, scored=scored: model.generate(ids, **scored))
         with private.session.meter.scope() as scope:
             got, total_s = timed(lambda ids=ids, options=options: private.generate(ids, **options))
-        found.append((bool(torch.equal(got, want)), plain_s / steps, total_s / steps, scope.spent))
+        margin = least_margin(torch.stack(want.logits))
+        found.append((bool(torch.equal(got, want.sequences)), plain_s / steps, total_s / steps, scope.spent, margin))
     spent = found[0][3]
     return Row(
         name,
@@ -155,6 +168,7 @@ def generations(name: str, model: Any, prompts: list[Tensor], outputs: Literal["
         spent.bytes_sent / 1e6 / steps,
         spent.dealer_bytes / 1e6 / steps,
         f"{sum(f[0] for f in found)}/{len(found)}",
+        min(f[4] for f in found),
         0.0,
         0.0,
         0.0,
@@ -186,6 +200,21 @@ def rows(steps: int, prompts: int) -> list[Callable[[], list[Row]]]:
     ]
 
 
+def index_table() -> Table:
+    """The index of the largest of one row, alone."""
+    table = Table(title="Index of the largest of one row", title_justify="left")
+    for name in ("row length", "rounds", "sent bytes", "dealer bytes"):
+        table.add_column(name, justify="right")
+    for length in ROW_LENGTHS:
+        with pt.Session(recorder=MemoryRecorder()) as session:
+            row = pt.protect(torch.randn(1, length, generator=torch.Generator().manual_seed(0)), pt.MPC())
+            with session.meter.scope() as scope:
+                row.argmax(-1)
+        spent = scope.spent
+        table.add_row(f"{length:,}", str(spent.rounds), f"{spent.bytes_sent:,}", f"{spent.dealer_bytes:,}")
+    return table
+
+
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench models", description=__doc__)
     parser.add_argument("--steps", type=int, default=NEW_TOKENS, help="tokens to generate per prompt")
@@ -200,14 +229,15 @@ def main(argv: list[str]) -> None:
     table = Table(title=f"batch 1, {options.threads} thread(s); of a generation: per token", title_justify="left")
     for name in ("model", "run"):
         table.add_column(name, no_wrap=True)
-    for name in ("plain s", "total s", "offline s", "rounds", "sent MB", "dealer MB", "agrees", "max err", "mean err", "largest"):
+    for name in ("plain s", "total s", "offline s", "rounds", "sent MB", "dealer MB", "agrees", "margin", "max err", "mean err", "largest"):
         table.add_column(name, justify="right")
     for r in found:
         figures = (f"{r.error_max:.4f}", f"{r.error_mean:.5f}", f"{r.largest:.1f}") if r.largest else ("", "", "")
         cells = (f"{r.plain_s:.3f}", f"{r.total_s:.2f}", f"{r.offline_s:.2f}", str(r.rounds), f"{r.sent_mb:.2f}", f"{r.dealer_mb:.1f}")
-        table.add_row(r.model, r.run, *cells, r.agrees, *figures)
-    console = Console(width=140)
+        table.add_row(r.model, r.run, *cells, r.agrees, f"{r.margin:.4f}", *figures)
+    console = Console(width=160)
     console.print(table)
+    console.print(index_table())
     console.print("SIMULATED: one process holds every party's view. Bytes are what one computing party sends; the dealer's are separate.")
     if options.json:
         options.json.write_text(json.dumps({"rows": [asdict(r) for r in found], "threads": options.threads}, indent=2))

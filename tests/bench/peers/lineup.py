@@ -25,11 +25,17 @@ from tests.bench.peers.remote import Launch, RemoteContender
 HERE = Path(__file__).parent
 
 SPU = Environment("spu", ("spu==0.9.5", "jax==0.4.34", "jaxlib==0.4.34", "numpy<2"), python="3.11")
-CRYPTEN = Environment(
-    "crypten",
-    (f"torch=={torch.__version__.split('+')[0]}", "numpy", "omegaconf", "onnx", "pandas", "pyyaml", "scipy", "scikit-learn"),
-    bare=("crypten==0.4.1",),  # its metadata asks for a package that no longer exists
-)
+
+
+def plugin_requirements() -> tuple[str, ...]:
+    """What the plugin pins for CrypTen, with the torch that measures us in the place of the plugin's."""
+    file = HERE.parents[2] / "plugins" / "crypten" / "privtensors_crypten" / "requirements.txt"
+    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    others = (line for line in lines if line and not line.startswith(("#", "torch==")))
+    return (f"torch=={torch.__version__.split('+')[0]}", *others)
+
+
+CRYPTEN = Environment("crypten", plugin_requirements(), bare=("crypten==0.4.1",))  # its metadata asks for a package that no longer exists
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +47,20 @@ class Setting:
         threads: Cores, and compute threads, of one contender in all.
         runs: Counted runs of everybody else.
         peer_runs: Counted runs by ``--vs`` name.
+        device: A further row of us in one process computes there; None for none.
     """
 
     model: PlainModel
     threads: int
     runs: int
     peer_runs: dict[str, int]
+    device: str | None = None
 
 
-def own(setting: Setting, kind: str, name: str, role: str, remark: str = "") -> Contender:
+def own(setting: Setting, kind: str, name: str, role: str, remark: str = "", device: str | None = None) -> Contender:
     """The plain model, or ``mpc`` with both parties and the dealer in one process."""
-    launch = Launch([sys.executable, "-m", "tests.bench.peers.own_worker", kind], load={"threads": setting.threads})
+    load = {"threads": setting.threads, "device": device}
+    launch = Launch([sys.executable, "-m", "tests.bench.peers.own_worker", kind], load=load)
     return RemoteContender(name, role, lambda _say: [launch], runs=setting.runs, remark=remark)
 
 
@@ -185,4 +194,7 @@ def free_ports(count: int) -> list[int]:
 def ours(setting: Setting) -> list[Contender]:
     """Us, in every way we can be run here."""
     together = "both parties and the dealer in one process, linked by memory: SIMULATED"
-    return [own(setting, "mpc", "us, one process", "us", together), deployed(setting, ahead=True), deployed(setting)]
+    found = [own(setting, "mpc", "us, one process", "us", together), deployed(setting, ahead=True), deployed(setting)]
+    if setting.device is not None:
+        found.append(own(setting, "mpc", f"us, one process, {setting.device}", "us", together, setting.device))
+    return found

