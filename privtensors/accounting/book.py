@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from privtensors.accounting.accountants import check_delta, check_epsilon
@@ -49,6 +49,8 @@ class AccountState:
     closed_by: set[int] = field(default_factory=set)
     counts: dict[Primitive, int] = field(default_factory=dict)
     techniques: set[str] = field(default_factory=set)
+    fingerprints: set[str] = field(default_factory=set)
+    by_hand: int = 0
 
     @property
     def events(self) -> EventGroups:
@@ -117,16 +119,21 @@ class Book:
             what = f"the data set has a budget per {', '.join(covered)} that would not count this"
             raise MixedRelations(what, where=str(account), fix="Set a budget for this unit too, or release per the unit that has one")
 
-    def aliases(self, release: Release) -> tuple[str, ...]:
-        """Other names under which data with the release's fingerprint was used."""
-        return tuple(sorted(self._names.get(release.fingerprint, set()) - {release.account.dataset})) if release.fingerprint else ()
+    def aliases(self, dataset: str, fingerprints: Iterable[str]) -> tuple[str, ...]:
+        """Names other than ``dataset`` under which data with one of the fingerprints was used, sorted."""
+        names = {name for one in fingerprints if one for name in self._names.get(one, set())}
+        return tuple(sorted(names - {dataset}))
 
-    def reserved(self, index: int) -> EventGroups:
-        """What row ``index`` reserved and nothing has settled; AccountingError if it holds no open reservation."""
+    def holder(self, index: int) -> AccountState:
+        """The account of the open reservation in row ``index``; AccountingError if the row holds none."""
         state = self._owner.get(index)
         if state is None or index not in state.open:
             raise AccountingError(f"row {index} is no open reservation", where="settle", fix="Settle each reservation once, by its index")
-        return state.open[index][0]
+        return state
+
+    def reserved(self, index: int) -> EventGroups:
+        """What row ``index`` reserved and nothing has settled; AccountingError if it holds no open reservation."""
+        return self.holder(index).open[index][0]
 
     def _apply(self, entry: Entry) -> None:
         body = entry.body
@@ -143,8 +150,10 @@ class Book:
             self._same_relation(release.account)
             self._reserve(entry.index, release, rule)
         elif entry.kind == SETTLE:
-            _exactly(body, "reservation", "spent")
-            self._settle(body["reservation"], EventGroups() if body["spent"] is None else group(event_from_json(body["spent"])))
+            _exactly(body, "reservation", "spent", *(("reason",) if "reason" in body else ()))
+            by_hand = "reason" in body and bool(check_reason(body["reason"]))
+            spent = EventGroups() if body["spent"] is None else group(event_from_json(body["spent"]))
+            self._settle(body["reservation"], spent, by_hand)
         else:
             raise InvalidInput("an unknown kind of row", where="budget", fix="Update privtensors")
 
@@ -166,10 +175,11 @@ class Book:
         if release.technique:
             state.techniques.add(release.technique)
         if release.fingerprint:
+            state.fingerprints.add(release.fingerprint)
             self._names.setdefault(release.fingerprint, set()).add(release.account.dataset)
         _add(state.counts, groups, 1)
 
-    def _settle(self, index: object, spent: EventGroups) -> None:
+    def _settle(self, index: object, spent: EventGroups, by_hand: bool) -> None:
         if type(index) is not int:
             raise InvalidInput("the settled reservation is no index", where="settlement", fix="Write it with privtensors")
         reserved = self.reserved(index)
@@ -177,10 +187,18 @@ class Book:
             raise InvalidInput("it settles more than was reserved", where="settlement", fix="Settle at most what was reserved")
         state = self._owner[index]
         del state.open[index]
+        state.by_hand += by_hand
         if not spent.counts:  # nothing was released, so nothing needs to stay closed
             state.closed_by.discard(index)
         _add(state.counts, reserved, -1)
         _add(state.counts, spent, 1)
+
+
+def check_reason(reason: object) -> str:
+    """``reason``, or InvalidInput unless it is printable text of 1 to 500 characters."""
+    if not (isinstance(reason, str) and reason.strip() and len(reason) <= 500 and reason.isprintable()):
+        raise InvalidInput("the reason is no printable text of 1 to 500 characters", where="settlement", fix="Say in one line how you know")
+    return reason
 
 
 def _add(counts: dict[Primitive, int], groups: EventGroups, sign: int) -> None:

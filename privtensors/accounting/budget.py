@@ -8,11 +8,12 @@ ask at once only those that fit together are admitted.
 from __future__ import annotations
 
 import threading
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from privtensors.accounting.accountants import Cost, PLDAccountant, RDPAccountant, check_delta, cost
-from privtensors.accounting.book import FAMILY, RESERVE, SET, SETTLE, AccountState, Book, Budget
+from privtensors.accounting.accountants import Cost, check_delta, cost
+from privtensors.accounting.book import FAMILY, RESERVE, SET, SETTLE, AccountState, Book, Budget, check_reason
 from privtensors.accounting.entry import JsonValue
 from privtensors.accounting.events import (
     Account,
@@ -25,10 +26,12 @@ from privtensors.accounting.events import (
     dp_accounting,
     event_to_json,
     group,
+    release_from_json,
     release_to_json,
 )
 from privtensors.accounting.filter import RenyiFilter
-from privtensors.errors import AccountingError, BudgetExceeded, MixedRelations
+from privtensors.accounting.history import Point, history
+from privtensors.errors import AccountingError, BudgetExceeded, KnownDataWarning, MixedRelations
 
 if TYPE_CHECKING:
     from privtensors.accounting.ledger import Ledger, Transaction
@@ -66,6 +69,8 @@ class Statement:
         filtered: ε by the budget's filter, valid for parameters chosen on the way; None without a budget.
         left: ε that the filter has left; None without a budget.
         closed: No release is admitted any more, because the first one used the whole budget by its fixed schedule.
+        by_hand: Number of reservations that a person settled, on a word that nothing here can check.
+        aliases: Other names under which data with a fingerprint of this account was used: their ε is not in it.
     """
 
     account: Account
@@ -77,6 +82,8 @@ class Statement:
     filtered: float | None
     left: float | None
     closed: bool
+    by_hand: int = 0
+    aliases: tuple[str, ...] = ()
 
 
 class Accounts:
@@ -124,6 +131,8 @@ class Accounts:
     def reserve(self, release: Release) -> Reservation:
         """Admit ``release`` and write it down; only then may it happen.
 
+        Warns with KnownDataWarning where the release's fingerprint was seen under another name.
+
         Raises:
             BudgetExceeded: It does not fit; nothing was written. The message says what is left.
             MixedRelations: The account is counted under another relation, or per another unit that a budget does not cover.
@@ -140,29 +149,38 @@ class Accounts:
             rule = _admit(release, groups, state, planned)
             body: dict[str, JsonValue] = {"release": release_to_json(release), "rule": rule}
             entry = transaction.append(RESERVE, body)
-            aliases = self._book.aliases(release)
+            aliases = self._book.aliases(release.account.dataset, (release.fingerprint,))
+        if aliases:
+            what = f"{release.account}: this data was used as {', '.join(map(repr, aliases))}; what that cost is not counted here"
+            warnings.warn(what, KnownDataWarning, stacklevel=2)
         return Reservation(entry.index, release, rule, aliases)
 
-    def settle(self, reservation: Reservation | int, spent: Event | None) -> None:
+    def settle(self, reservation: Reservation | int, spent: Event | None, *, reason: str | None = None) -> None:
         """Say what of a reservation was really released; the rest is free again.
 
         Args:
             reservation: It, or its row.
             spent: The events that happened, each at most as often as reserved; None if nothing at all left. Steps that
                 were computed and thrown away happened: noise that was looked at is spent.
+            reason: Where a person and not the run says so: how they know. Written to the row, and counted in
+                :attr:`Statement.by_hand`.
 
         Raises:
+            InvalidInput: ``reason`` is no printable text of 1 to 500 characters.
             AccountingError: The row is no open reservation, or ``spent`` is more than it holds; it stays open.
             LedgerError: The ledger cannot be read or written.
         """
         index = reservation if isinstance(reservation, int) else reservation.index
         happened = EventGroups() if spent is None else group(spent)
+        body: dict[str, JsonValue] = {"reservation": index, "spent": None if spent is None else event_to_json(spent)}
+        if reason is not None:
+            body["reason"] = check_reason(reason)
         with self._lock, self._ledger.transaction() as transaction:
             self._refresh(transaction)
             if not happened.within(self._book.reserved(index)):
                 fix = "Reserve before releasing; this ledger now understates what happened if it did happen"
                 raise AccountingError(f"more happened than row {index} reserved", where="settle", fix=fix)
-            transaction.append(SETTLE, {"reservation": index, "spent": None if spent is None else event_to_json(spent)})
+            transaction.append(SETTLE, body)
 
     def statement(self, account: Account, delta: float = 1e-5) -> Statement:
         """Where ``account`` stands; ``delta`` is used where it has no budget.
@@ -178,13 +196,42 @@ class Accounts:
             if state.account != account:
                 what = f"it is counted under {state.account.relation.value}"
                 raise MixedRelations(what, where=str(account), fix="Ask under that relation")
-            return _statement(state, delta)
+            return _statement(state, delta, self._book)
 
     def statements(self, delta: float = 1e-5) -> tuple[Statement, ...]:
         """Every account of the ledger, by data set and unit. Errors as :meth:`statement`."""
         with self._lock:
             self._read()
-            return tuple(_statement(state, delta) for _, state in sorted(self._book.accounts.items()))
+            return tuple(_statement(state, delta, self._book) for _, state in sorted(self._book.accounts.items()))
+
+    def open_release(self, index: int) -> Release:
+        """What the open reservation in row ``index`` may release.
+
+        Raises:
+            AccountingError: The row holds no open reservation.
+            LedgerError: The ledger cannot be read.
+        """
+        with self._lock:
+            self._read()
+            self._book.holder(index)
+            entry = self._ledger.entries(kind=RESERVE, after=index - 1)[0]
+            return release_from_json(entry.body["release"])
+
+    def history(self, account: Account, delta: float = 1e-5, *, points: int = 24, rdp_only: bool = False) -> tuple[Point, ...]:
+        """ε of ``account`` over its releases, oldest first; the last point is where it stands now.
+
+        Args:
+            account: Whose.
+            delta: Used where there is no budget.
+            points: At most so many rows are evaluated, evenly chosen among those that changed the account; at least 2.
+            rdp_only: ε by RDP alone: some milliseconds a point.
+
+        Raises:
+            InvalidInput: ``points`` is below 2 or ``delta`` is out of range.
+            MissingExtra: dp-accounting is not installed.
+            LedgerError: The ledger cannot be read.
+        """
+        return history(self._ledger.entries(kind=FAMILY), account, delta, points, str(self._ledger.path), rdp_only=rdp_only)
 
     def _read(self) -> None:
         for entry in self._ledger.entries(kind=FAMILY, after=self._book.index):
@@ -206,9 +253,7 @@ class Accounts:
         dp_accounting()
         if not first or RenyiFilter(budget.epsilon, budget.delta, release.account.relation).admits(groups):
             return None
-        accountant = PLDAccountant() if PLDAccountant().supports(groups) else RDPAccountant()
-        alone = accountant.epsilon(groups, budget.delta, release.account.relation)
-        return budget if alone <= budget.epsilon else None
+        return budget if cost(groups, budget.delta, release.account.relation).epsilon <= budget.epsilon else None
 
 
 def _admit(release: Release, groups: EventGroups, state: AccountState | None, planned: Budget | None) -> str:
@@ -247,7 +292,7 @@ def _floor(value: float) -> str:
     return f"{int(value * 1000) / 1000:g}"  # rounded down: never promise what is not there
 
 
-def _statement(state: AccountState, delta: float) -> Statement:
+def _statement(state: AccountState, delta: float, book: Book) -> Statement:
     events, relation = state.events, state.account.relation
     filtered = left = None
     chosen = check_delta(delta)
@@ -255,7 +300,16 @@ def _statement(state: AccountState, delta: float) -> Statement:
         gate = RenyiFilter(state.budget.epsilon, state.budget.delta, relation)
         chosen, filtered = state.budget.delta, gate.spent(events)
         left = 0.0 if state.closed else max(0.0, state.budget.epsilon - filtered)
-    opened = tuple(sorted(state.open))
     return Statement(
-        state.account, state.budget, state.releases, opened, events, cost(events, chosen, relation), filtered, left, state.closed
+        account=state.account,
+        budget=state.budget,
+        releases=state.releases,
+        open=tuple(sorted(state.open)),
+        events=events,
+        cost=cost(events, chosen, relation),
+        filtered=filtered,
+        left=left,
+        closed=state.closed,
+        by_hand=state.by_hand,
+        aliases=book.aliases(state.account.dataset, state.fingerprints),
     )

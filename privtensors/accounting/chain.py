@@ -84,6 +84,15 @@ def check_index(index: object, expected: int, where: str) -> None:
         raise _corrupt(f"it is missing: the next row says it is row {index}", where)
 
 
+def not_found(expected: Head, last: Head, origin: str, where: str) -> LedgerCorrupt:
+    """The error for a chain that ends at ``last`` and does not hold ``expected``, which ``origin`` knows."""
+    if expected.index > last.index:
+        what = f"it is missing: {origin} knows row {expected.index}, but the chain ends at row {last.index} (cut, or an old copy)"
+    else:
+        what = f"it is not the row that {origin} knows (rewritten, or another ledger)"
+    return LedgerCorrupt(what, where=f"row {expected.index} of {where}", fix="Go back to a copy that holds against that head")
+
+
 def _corrupt(what: str, where: str) -> LedgerCorrupt:
     return LedgerCorrupt(what, where=where, fix="Keep the file as evidence and go back to a copy whose head you know")
 

@@ -103,6 +103,28 @@ class Verification:
     against: Head | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A whole ledger as it was at one time, outside its file.
+
+    Attributes:
+        ledger_id: Random id of the ledger.
+        created: When it was made.
+        genesis: The hash that binds both, which the first row follows.
+        entries: Every row in the order of the chain.
+    """
+
+    ledger_id: str
+    created: str
+    genesis: str
+    entries: tuple[Entry, ...]
+
+    @property
+    def head(self) -> Head:
+        """Where the chain ends."""
+        return self.entries[-1].head if self.entries else Head(0, self.genesis)
+
+
 def canonical_json(body: Mapping[str, JsonValue]) -> str:
     """The one JSON text of ``body``: sorted keys, no blanks, ASCII only.
 
@@ -159,7 +181,7 @@ def _plain(value: object, where: str, depth: int) -> object:
         raise InvalidInput(f"nested deeper than {MAX_DEPTH}", where=f"ledger entry, {where[:80]}", fix="Flatten it")
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    if isinstance(value, Mapping):
+    if isinstance(value, (dict, Mapping)):  # dict first: asking an abstract class is slow
         if not all(isinstance(key, str) for key in value):  # json would turn 1 and "1" into one key
             raise InvalidInput("a key is not text", where=f"ledger entry, {where[:80]}", fix="Use text keys")
         return {key: _plain(item, f"{where}.{key}", depth + 1) for key, item in value.items()}

@@ -87,7 +87,7 @@ class SampledGaussian:
 
 @dataclass(frozen=True, slots=True)
 class ZeroConcentrated:
-    """A release that is rho-zCDP (Bun and Steinke 2016), e.g. discrete Gaussian noise (Canonne et al. 2020). It has RDP but no PLD."""
+    """A release that is rho-zCDP (Bun and Steinke 2016), e.g. discrete Gaussian noise (Canonne et al. 2020)."""
 
     rho: float
 
@@ -203,6 +203,24 @@ def merge(groups: Iterable[EventGroups]) -> EventGroups:
         for event, count in one.counts:
             total[event] = total.get(event, 0) + count
     return _sorted(total)
+
+
+def part_of(event: Event, steps: int) -> Event:
+    """The first ``steps`` steps of a sampled Gaussian, or rounds of a composition.
+
+    Raises:
+        InvalidInput: The event has no steps, or fewer.
+    """
+    if isinstance(event, SampledGaussian):
+        whole: int = event.steps
+        part: Event = SampledGaussian(event.noise_multiplier, event.sampling_rate, steps)
+    elif isinstance(event, Composed):
+        whole, part = event.count, Composed(event.events, steps)
+    else:
+        raise InvalidInput("it is one release without steps", where="privacy event", fix="All of it happened, or nothing")
+    if steps > whole:
+        raise InvalidInput(f"it has {whole} steps", where="privacy event", fix="Say at most how many were planned")
+    return part
 
 
 def event_to_json(event: Event) -> dict[str, JsonValue]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from privtensors.accounting import chain, store
 from privtensors.accounting.book import Book
-from privtensors.accounting.entry import Entry, Head, JsonValue, Verification, canonical_json, check_kind, check_session
+from privtensors.accounting.entry import Entry, Head, JsonValue, Snapshot, Verification, canonical_json, check_kind, check_session
 from privtensors.errors import InvalidInput, LedgerCorrupt, LedgerError
 
 if TYPE_CHECKING:
@@ -200,9 +200,19 @@ class Ledger:
             InvalidInput: ``head`` is malformed.
         """
         against = Head.parse(head) if isinstance(head, str) else head
+        genesis, last, _ = self._verified(against, keep=False)
+        return Verification(genesis.ledger_id, last.index, last, against)
+
+    def snapshot(self) -> Snapshot:
+        """Every row in the order of the chain, verified, and what it takes to verify them elsewhere. Errors as :meth:`verify`."""
+        genesis, _, entries = self._verified(None, keep=True)
+        return Snapshot(genesis.ledger_id, genesis.created, genesis.hash, tuple(entries))
+
+    def _verified(self, against: Head | None, *, keep: bool) -> tuple[store.Genesis, Head, list[Entry]]:
         with self._lock:
             seen = self._seen
         found: set[Head] = set()
+        entries: list[Entry] = []
         with self._open() as (connection, genesis):
             last = genesis.head
             found.update({last} & {seen, against})
@@ -210,6 +220,8 @@ class Ledger:
             for entry in _walk(connection, self.path, last):
                 book.apply(entry)  # what hashes cannot see: a settlement of nothing, or of more than was reserved
                 last = entry.head
+                if keep:
+                    entries.append(entry)
                 if last in (seen, against):
                     found.add(last)
             with store.translated(self.path):  # what the walk cannot see: overlapping pages, a broken tree
@@ -218,9 +230,9 @@ class Ledger:
             raise LedgerCorrupt("every row can be read, but the file is damaged", where=str(self.path), fix="Go back to a copy")
         for expected, origin in ((against, "the given head"), (seen, "this process")):
             if expected is not None and expected not in found:
-                raise _not_found(expected, last, origin, self.path)
+                raise chain.not_found(expected, last, origin, str(self.path))
         self._note(last)
-        return Verification(genesis.ledger_id, last.index, last, against)
+        return genesis, last, entries
 
     def close(self) -> None:
         """Refuse further use. Nothing is open between operations, so there is nothing else to release."""
@@ -252,7 +264,7 @@ class Ledger:
             with store.translated(self.path, seen.index):
                 rows = connection.execute('SELECT hash FROM entries WHERE "index" = ?', (seen.index,)).fetchall()
             if rows != [(seen.hash,)]:
-                raise _not_found(seen, head, "this process", self.path)
+                raise chain.not_found(seen, head, "this process", str(self.path))
         self._note(head)
         return head
 
@@ -332,11 +344,3 @@ def _checked_chunk(connection: sqlite3.Connection, path: Path, head: Head) -> It
             chain.check_follows(entry, head, where)
             head = entry.head
             yield entry
-
-
-def _not_found(expected: Head, last: Head, origin: str, path: Path) -> LedgerCorrupt:
-    if expected.index > last.index:
-        what = f"it is missing: {origin} knows row {expected.index}, but the chain ends at row {last.index} (cut, or an old copy)"
-    else:
-        what = f"it is not the row that {origin} knows (rewritten, or another ledger)"
-    return LedgerCorrupt(what, where=f"row {expected.index} of {path}", fix="Go back to a copy that holds against that head")

@@ -1,23 +1,21 @@
-"""``privtensors ledger``: look at a ledger, check its hash chain, and see what privacy was spent."""
+"""``privtensors ledger``: look at a ledger, check its hash chain, export it, and see and set what privacy may be spent."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import math
-import unicodedata
-from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from privtensors.errors import AccountingError, PrivTensorsError
+from privtensors.cli.ledger_output import account_json, entry_json, existing, one_line_errors, print_tables, printed, selected, write_new
+from privtensors.cli.text import printable
+from privtensors.errors import UsageError
 
-if TYPE_CHECKING:
-    from privtensors.accounting import Entry, Head, Ledger, Statement
-
-app = typer.Typer(help="Show and verify the ledger of everything that left protection, and its privacy budgets.", no_args_is_help=True)
+app = typer.Typer(
+    help="Show, verify and export the ledger of everything that left protection, and its privacy budgets.", no_args_is_help=True
+)
 
 LedgerOption = Annotated[
     Path | None,
@@ -27,44 +25,90 @@ HeadOption = Annotated[
     str | None, typer.Option("--head", metavar="INDEX:HASH", help="A head noted elsewhere: finds a chain that was cut or rewritten.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs.")]
+DatasetOption = Annotated[str | None, typer.Option("--dataset", metavar="NAME", help="Only the accounts of this data set.")]
+DeltaOption = Annotated[float, typer.Option("--delta", metavar="D", help="The delta for accounts without a budget.")]
 
-_PIPE_WIDTH = 200  # rich assumes 80 columns when nobody looks; a file has no such limit
+
+class Format(StrEnum):
+    JSON = "json"
+    JSONL = "jsonl"
+    CSV = "csv"
 
 
-@app.command(epilog="Example: privtensors ledger show --limit 5")
+class Over(StrEnum):
+    RELEASES = "releases"
+    TIME = "time"
+
+
+@app.command(epilog="Example: privtensors ledger show --limit 5 --plot epsilon.png")
 def show(
     ledger: LedgerOption = None,
     limit: Annotated[int, typer.Option("--limit", min=1, metavar="N", help="Show the newest N rows.")] = 20,
+    dataset: DatasetOption = None,
+    delta: DeltaOption = 1e-5,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Also draw epsilon of each account: .png, .svg or .pdf.")
+    ] = None,
+    over: Annotated[Over, typer.Option("--over", help="What the plot runs over.")] = Over.RELEASES,
     as_json: JsonOption = False,
 ) -> None:
-    """Print the newest rows and the head. It checks each row it shows, not the chain: that is `verify`."""
-    with _one_line_errors(as_json):
-        found = _existing(ledger)
+    """Print the newest rows, what each account has spent, and the head. It checks each row it shows, not the chain: that is `verify`."""
+    with one_line_errors(as_json):
+        from privtensors.accounting import Accounts
+
+        found = existing(ledger)
         entries = found.entries(limit=limit)
         head = entries[-1].head if entries else found.head()
+        accounts = Accounts(found)
+        known = any(entry.kind.startswith("budget.") for entry in entries) or bool(found.entries(kind="budget.", limit=1))
+        statements = selected(accounts, dataset, delta) if known or dataset is not None else ()
+        if plot is not None:
+            from privtensors.report import plot_epsilon
+
+            plot_epsilon({one.account: accounts.history(one.account, delta) for one in statements}, plot, over=over.value)
         if as_json:
-            rows = [_as_dict(entry) for entry in entries]
-            typer.echo(json.dumps({"ok": True, "path": str(found.path), "ledger_id": found.ledger_id, "head": str(head), "entries": rows}))
-        else:
-            _print_table(found, entries, head)
+            answer = {"ok": True, "path": str(found.path), "ledger_id": found.ledger_id, "head": str(head)}
+            rows, totals = [entry_json(entry) for entry in entries], [account_json(one) for one in statements]
+            drawn = {} if plot is None else {"plot": str(plot)}
+            typer.echo(json.dumps({**answer, "entries": rows, "accounts": totals, **drawn}))
+            return
+        histories = {one.account: accounts.history(one.account, delta, points=16, rdp_only=True) for one in statements}
+        print_tables(entries, head, statements, histories)
+        if plot is not None:
+            typer.echo(f"plot {printable(str(plot))}")
+        typer.echo(f"ledger {printable(str(found.path))}")
+        typer.echo(f"head {head}")
+        typer.echo("Not verified: `privtensors ledger verify` checks the chain.")
 
 
 @app.command(epilog='Example: privtensors ledger verify --head "$(cat noted-head.txt)"')
 def verify(
     ledger: LedgerOption = None,
+    export: Annotated[
+        Path | None, typer.Option("--export", metavar="FILE", help="Check this export (format json) instead of a ledger.")
+    ] = None,
     head: HeadOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check every row and link; exit code 0 only if the chain holds."""
-    with _one_line_errors(as_json):
-        found = _existing(ledger)
-        verdict = found.verify(head)
+    """Check every row and link, and the bookkeeping of budgets; exit code 0 only if all of it holds."""
+    with one_line_errors(as_json):
+        if export is not None:
+            from privtensors.accounting import verify_export
+
+            if ledger is not None:
+                raise UsageError("a ledger and an export were given", where="ledger verify", fix="Give one of --ledger and --export")
+            path, verdict = export, verify_export(export, head)
+        else:
+            found = existing(ledger)
+            path, verdict = found.path, found.verify(head)
         if as_json:
             against = None if verdict.against is None else str(verdict.against)
-            answer = {"ok": True, "path": str(found.path), "ledger_id": verdict.ledger_id, "rows": verdict.rows, "head": str(verdict.head)}
+            answer = {"ok": True, "path": str(path), "ledger_id": verdict.ledger_id, "rows": verdict.rows, "head": str(verdict.head)}
             typer.echo(json.dumps({**answer, "against": against}))
             return
-        typer.echo(f"The chain holds: {_count(verdict.rows)} checked in {found.path}")
+        from privtensors.report.spending import count
+
+        typer.echo(f"The chain holds: {count(verdict.rows)} checked in {printable(str(path))}")
         typer.echo(f"head {verdict.head}")
         if verdict.against is None:
             typer.echo("Held against no head: a chain that was cut or rewritten as a whole is found only with --head.")
@@ -72,135 +116,117 @@ def verify(
             typer.echo(f"It contains the given head, row {verdict.against.index}.")
 
 
-@app.command(epilog="Example: privtensors ledger budget --dataset reviews --json")
+@app.command(epilog="Example: privtensors ledger export --output ledger.json && privtensors ledger verify --export ledger.json")
+def export(
+    ledger: LedgerOption = None,
+    format: Annotated[
+        Format, typer.Option("--format", help="json can be verified; jsonl and csv are rows for notebooks and tables.")
+    ] = Format.JSON,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="A new file for its owner only; default: standard output.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With --output: print one JSON object about it; else: format json.")] = False,
+) -> None:
+    """Verify the whole ledger and write it out."""
+    with one_line_errors(as_json):
+        from privtensors.accounting.export import to_text
+
+        found = existing(ledger)
+        snapshot = found.snapshot()
+        if output is None:
+            if as_json and format is not Format.JSON:
+                what = f"--json and --format {format} contradict each other"
+                raise UsageError(what, where="ledger export", fix="Give --output, or leave out --json")
+            for piece in to_text(snapshot, format.value):
+                typer.echo(piece, nl=False)
+            return
+        write_new(output, to_text(snapshot, format.value))
+        if as_json:
+            answer = {"ok": True, "path": str(found.path), "output": str(output), "format": format.value, "ledger_id": snapshot.ledger_id}
+            typer.echo(json.dumps({**answer, "rows": len(snapshot.entries), "head": str(snapshot.head)}))
+        else:
+            from privtensors.report.spending import count
+
+            typer.echo(f"{count(len(snapshot.entries))} written to {printable(str(output))}")
+            typer.echo(f"head {snapshot.head}")
+
+
+@app.command(epilog="Example: privtensors ledger budget --dataset reviews --epsilon 3 --delta 1e-5")
 def budget(
     ledger: LedgerOption = None,
-    dataset: Annotated[str | None, typer.Option("--dataset", metavar="NAME", help="Only this data set.")] = None,
-    delta: Annotated[float, typer.Option("--delta", metavar="D", help="The delta for accounts without a budget.")] = 1e-5,
+    dataset: DatasetOption = None,
+    delta: DeltaOption = 1e-5,
+    epsilon: Annotated[
+        float | None, typer.Option("--epsilon", metavar="E", help="Set the budget of --dataset to this epsilon at --delta.")
+    ] = None,
+    unit: Annotated[str, typer.Option("--unit", metavar="UNIT", help="With --epsilon: whose privacy, e.g. example or user.")] = "example",
+    replace: Annotated[bool, typer.Option("--replace", help="With --epsilon: change a budget that exists; both stay on record.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Print what privacy each data set has spent, over all techniques together, and what is left of its budget.
+    """Print what privacy each data set has spent, over all techniques together, and what is left; or set a budget.
 
     Open reservations count in full. "filter" holds when noise or stopping was chosen on the way, and is what budgets
     are held against; "PLD" and "RDP" are valid for a schedule fixed in advance.
     """
-    with _one_line_errors(as_json):
-        from privtensors.accounting import Accounts
+    with one_line_errors(as_json):
+        from privtensors.accounting import Account, Accounts, Ledger
 
-        found = _existing(ledger)
-        statements = [one for one in Accounts(found).statements(delta) if dataset in (None, one.account.dataset)]
-        if dataset is not None and not statements:
-            raise AccountingError("the ledger has no account of it", where=f"data set {dataset!r}", fix="Ask without --dataset")
+        if epsilon is None:
+            if replace:
+                raise UsageError("there is nothing to replace a budget by", where="ledger budget", fix="Give --epsilon")
+            found = existing(ledger)
+        else:
+            if dataset is None:
+                raise UsageError("a budget is of a data set", where="ledger budget", fix="Give --dataset")
+            account = Account(dataset, unit)
+            found = Ledger(ledger)  # made here if need be: a budget is best set before anything is released
+            Accounts(found).set_budget(account, epsilon, delta, replace=replace)
+        statements = selected(Accounts(found), dataset, delta)
         if as_json:
-            accounts = [_account(one) for one in statements]
+            accounts = [account_json(one) for one in statements]
             typer.echo(json.dumps({"ok": True, "path": str(found.path), "head": str(found.head()), "accounts": accounts}))
-        else:
-            _print_budgets(found, statements)
+            return
+        print_tables((), None, statements, None)
+        if not statements:
+            typer.echo("No differentially private release and no budget is in this ledger.")
+        typer.echo(f"ledger {printable(str(found.path))}")
+        typer.echo("PLD and RDP hold for a schedule fixed in advance, the filter for one chosen on the way.")
 
 
-def _existing(path: Path | None) -> Ledger:
-    from privtensors.accounting import Ledger
+@app.command(epilog='Example: privtensors ledger settle 7 --steps 812 --reason "killed; 812 is the last step in the log"')
+def settle(
+    row: Annotated[int, typer.Argument(metavar="ROW", help="The row of the open reservation, as `ledger show` prints it.")],
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="How you know. It stays on record.")],
+    ledger: LedgerOption = None,
+    everything: Annotated[bool, typer.Option("--all", help="All that was reserved happened, or nobody knows better.")] = False,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, metavar="N", help="So many of its steps happened, those thrown away included.")
+    ] = None,
+    nothing: Annotated[bool, typer.Option("--nothing", help="No noisy value was ever looked at by anybody, nor saved.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Settle the reservation of a run that died, on your word, which nothing here can check.
 
-    return Ledger(path, create=False)
+    Nothing settles such a reservation by itself: until somebody does, it counts in full, which is the safe side. A run
+    that is still alive must not be settled for: it would go on unaccounted.
+    """
+    with one_line_errors(as_json):
+        if (everything, steps is not None, nothing).count(True) != 1:
+            raise UsageError("say what happened, in one way", where="ledger settle", fix="Give one of --all, --steps N and --nothing")
+        from privtensors.accounting import Accounts
+        from privtensors.accounting.events import part_of
 
-
-@contextlib.contextmanager
-def _one_line_errors(as_json: bool) -> Iterator[None]:
-    try:
-        yield
-    except PrivTensorsError as error:
+        found = existing(ledger)
+        accounts = Accounts(found)
+        release = accounts.open_release(row)
+        spent = None if nothing else release.event if steps is None else part_of(release.event, steps)
+        accounts.settle(row, spent, reason=reason)
         if as_json:
-            typer.echo(json.dumps({"ok": False, "error": type(error).__name__, "where": error.where, "what": error.what, "fix": error.fix}))
+            totals = [account_json(accounts.statement(release.account))]
+            typer.echo(json.dumps({"ok": True, "path": str(found.path), "head": str(found.head()), "row": row, "accounts": totals}))
         else:
-            typer.echo(f"error: {_printable(str(error))}", err=True)
-        raise typer.Exit(1) from None
+            from privtensors.report.spending import event_text
 
-
-def _print_table(ledger: Ledger, entries: tuple[Entry, ...], head: Head) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_PIPE_WIDTH)
-    table = Table(title=Text(f"newest {len(entries)} of {_count(head.index)}"), title_justify="left")
-    for name in ("index", "time", "kind", "backend", "shape", "receiver", "label", "simulated", "hash"):
-        table.add_column(name, overflow="fold", justify="right" if name == "index" else "left")
-    for entry in entries:
-        body = entry.body
-        facts = [_cell(body.get(name)) for name in ("backend", "shape", "receiver", "label", "simulated")]
-        # Text, not str: what a label holds must not be read as markup.
-        table.add_row(*map(Text, (str(entry.index), entry.time[:19] + "Z", entry.kind, *facts, entry.hash[:12])))
-    console.print(table)
-    typer.echo(f"ledger {_printable(str(ledger.path))}")
-    typer.echo(f"head {head}")
-    typer.echo("Not verified: `privtensors ledger verify` checks the chain.")
-
-
-def _print_budgets(ledger: Ledger, statements: list[Statement]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_PIPE_WIDTH)
-    table = Table(title=Text("privacy spent, open reservations in full"), title_justify="left")
-    for name in ("data set", "unit", "relation", "releases", "open", "delta", "budget", "filter", "left", "PLD", "RDP"):
-        table.add_column(name, overflow="fold", justify="left" if name in ("data set", "unit", "relation") else "right")
-    for one in statements:
-        names = (one.account.dataset, one.account.unit, one.account.relation.value.replace("_", "-"))
-        counts = (str(one.releases), str(len(one.open)), f"{one.cost.delta:g}")
-        held = (None if one.budget is None else one.budget.epsilon, one.filtered)
-        left = "closed" if one.closed else _epsilon(one.left, down=True)
-        cells = (*names, *counts, *map(_epsilon, held), left, _epsilon(one.cost.pld), _epsilon(one.cost.rdp))
-        table.add_row(*(Text(_printable(cell)) for cell in cells))
-    console.print(table)
-    if not statements:
-        typer.echo("No differentially private release and no budget is in this ledger.")
-    typer.echo(f"ledger {_printable(str(ledger.path))}")
-    typer.echo("PLD and RDP hold for a schedule fixed in advance, the filter for one chosen on the way.")
-
-
-def _account(one: Statement) -> dict[str, object]:
-    def number(value: float | None) -> float | str | None:
-        return value if value is None or math.isfinite(value) else "inf"  # JSON has no infinity, and null means that there is none
-
-    account = {"dataset": one.account.dataset, "unit": one.account.unit, "relation": one.account.relation.value}
-    epsilons = {"filter": number(one.filtered), "left": number(one.left), "pld": number(one.cost.pld), "rdp": number(one.cost.rdp)}
-    held = None if one.budget is None else {"epsilon": one.budget.epsilon, "delta": one.budget.delta}
-    state = {"delta": one.cost.delta, "releases": one.releases, "open": list(one.open), "closed": one.closed}
-    return {**account, "budget": held, **epsilons, **state}
-
-
-def _epsilon(value: float | None, *, down: bool = False) -> str:
-    # A cost is rounded up and what is left is rounded down: neither may look better than it is.
-    if value is None:
-        return ""
-    if not math.isfinite(value):
-        return "inf"
-    thousandths = math.floor(value * 1000) if down else math.ceil(value * 1000 - 1e-9)
-    return f"{thousandths / 1000:.3f}"
-
-
-def _as_dict(entry: Entry) -> dict[str, object]:
-    fields = {"index": entry.index, "time": entry.time, "kind": entry.kind, "session": entry.session}
-    return {**fields, "body": entry.body, "prev_hash": entry.prev_hash, "hash": entry.hash}
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return _printable(value if isinstance(value, str) else json.dumps(value))
-
-
-def _printable(text: str) -> str:
-    # Control characters in free text could drive the terminal of whoever looks at the ledger.
-    return "".join("�" if unicodedata.category(char).startswith("C") else char for char in text)
-
-
-def _count(rows: int) -> str:
-    return "1 row" if rows == 1 else f"{rows} rows"
+            happened = "nothing" if spent is None else event_text(spent)
+            typer.echo(f"Row {row} of {printed(release.account)} is settled by hand: {happened} happened.")
+            typer.echo(f"head {found.head()}")

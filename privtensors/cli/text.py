@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import unicodedata
+from privtensors.report.text import printable
 
-
-def printable(text: str) -> str:
-    """``text`` with every character that could drive a terminal replaced."""
-    return "".join("�" if unicodedata.category(char).startswith("C") else char for char in text)
+__all__ = ["one_line", "printable"]
 
 
 def one_line(text: str) -> str:

@@ -5,13 +5,25 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privtensors.accounting import Composed, Gaussian, Laplace, PLDAccountant, RDPAccountant, RenyiFilter, SampledGaussian, ZeroConcentrated
+from privtensors.accounting import (
+    Composed,
+    Gaussian,
+    Laplace,
+    PLDAccountant,
+    RDPAccountant,
+    RenyiFilter,
+    SampledGaussian,
+    ZeroConcentrated,
+    epsilon_curve,
+)
 from privtensors.accounting.accountants import coarsen, rdp_curve
 from privtensors.accounting.events import Event, EventGroups, event_from_json, event_to_json, group, merge
+from privtensors.accounting.profile import zcdp_distribution
 
 NOISE = st.floats(0.3, 300)
 PRIMITIVES: st.SearchStrategy[Event] = st.one_of(
@@ -73,3 +85,30 @@ def test_pld_is_below_rdp_and_grows_with_steps(noise: float, rate: float, steps:
     assert pld.epsilon(one, 1e-5) <= RDPAccountant().epsilon(one, 1e-5) * 1.001 + 1e-3
     assert pld.epsilon(one, 1e-5) <= pld.epsilon(two, 1e-5) * 1.001
     assert pld.epsilon(EventGroups(), 1e-5) == 0
+
+
+@given(st.floats(1e-6, 20), st.floats(1e-3, 0.05))
+@settings(max_examples=25, deadline=None)
+def test_the_zcdp_distribution_is_a_profile_that_lies_below_every_order(rho: float, interval: float) -> None:
+    found = zcdp_distribution(rho, interval)
+    epsilons = [k * interval for k in range(-5, 200, 7)]
+    deltas = [float(found.get_delta_for_epsilon(epsilon)) for epsilon in epsilons]
+    assert all(first >= second - 1e-12 for first, second in pairwise(deltas)) and deltas[0] <= 1
+    for epsilon, delta in zip(epsilons, deltas, strict=True):
+        assert delta >= -math.expm1(epsilon) - 1e-9  # no pair of distributions is closer than equal ones
+        if delta < 1:  # never below the exact Gaussian of that rho, which is one of the mechanisms that it must cover
+            mu = math.sqrt(2 * rho)
+            assert delta >= _cdf(mu / 2 - epsilon / mu) - math.exp(epsilon) * _cdf(-mu / 2 - epsilon / mu) - 1e-12
+
+
+@given(NOISE.filter(lambda noise: noise > 0.6), st.floats(1e-4, 1), st.integers(1, 400), st.integers(1, 12))
+@settings(max_examples=10, deadline=None)
+def test_the_curve_of_a_run_is_monotone_and_never_too_small(noise: float, rate: float, steps: int, points: int) -> None:
+    found = epsilon_curve(SampledGaussian(noise, rate, steps), 1e-5, points=points)
+    assert list(found.epsilons) == sorted(found.epsilons) and found.steps[-1] == steps
+    for step in {1, steps // 2, steps} - {0}:
+        assert found.at(step) >= PLDAccountant().epsilon(group(SampledGaussian(noise, rate, step)), 1e-5) * 0.999 - 1e-4
+
+
+def _cdf(x: float) -> float:
+    return math.erfc(-x / math.sqrt(2)) / 2

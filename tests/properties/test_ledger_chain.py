@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import tempfile
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privtensors.accounting import Entry, Head, Ledger
+from privtensors.accounting import Entry, Head, Ledger, verify_export
+from privtensors.accounting.export import to_text
 from privtensors.errors import LedgerCorrupt, LedgerError
 
 Content = list[tuple[str, dict[str, object]]]
@@ -131,3 +133,20 @@ def test_a_damaged_file_never_passes_as_another_chain(content: Content, data: st
             return
         # What survived was the empty space of a page or a field of SQLite's own header.
         assert verdict.head == entries[-1].head and ledger.entries() == entries
+
+
+@given(rows, st.data())
+@settings(deadline=None, max_examples=100)
+def test_an_export_holds_and_any_edited_field_of_it_is_found(content: Content, data: st.DataObject) -> None:
+    with written(content) as (path, entries):
+        ledger, output = Ledger(path), path.with_name("export.json")
+        output.write_text("".join(to_text(ledger.snapshot(), "json")), encoding="ascii")
+        assert verify_export(output, entries[-1].head) == ledger.verify(entries[-1].head)
+        value = json.loads(output.read_text(encoding="ascii"))
+        row = value["rows"][data.draw(st.integers(0, len(entries) - 1))]
+        field = data.draw(st.sampled_from(sorted(row)))
+        old = row[field]
+        row[field] = data.draw((st.text(max_size=5) | st.integers() | st.none() | st.just([old])).filter(lambda new: new != old))
+        output.write_text(json.dumps(value), encoding="ascii")
+        with pytest.raises(LedgerCorrupt):
+            verify_export(output)

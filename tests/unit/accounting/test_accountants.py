@@ -19,13 +19,15 @@ from privtensors.accounting import (
     Laplace,
     PLDAccountant,
     RDPAccountant,
+    Relation,
     SampledGaussian,
     ZeroConcentrated,
     calibrate,
     cost,
 )
-from privtensors.accounting.accountants import MAX_GROUPS, Accountant, coarsen, rdp_curve
+from privtensors.accounting.accountants import MAX_GROUPS, Accountant, coarsen, conversion, rdp_curve
 from privtensors.accounting.events import Event, EventGroups, group
+from privtensors.accounting.profile import zcdp_distribution
 from privtensors.errors import AccountingError, InvalidInput
 from privtensors.testing import AccountantSuite
 from privtensors.testing.accountant_suite import gaussian_epsilon
@@ -70,6 +72,15 @@ def test_one_total_over_techniques_is_tighter_than_the_sum() -> None:
     assert total.epsilon < 0.8 * sum(part.epsilon for part in alone)
 
 
+def gaussian_delta(noise: float, epsilon: float) -> float:
+    """The exact δ of one Gaussian release (Balle and Wang 2018, theorem 8)."""
+
+    def cdf(x: float) -> float:
+        return math.erfc(-x / math.sqrt(2)) / 2
+
+    return cdf(0.5 / noise - epsilon * noise) - math.exp(epsilon) * cdf(-0.5 / noise - epsilon * noise)
+
+
 def _sampled_delta(noise: float, rate: float, epsilon: float) -> float:
     """δ of one Poisson sampled Gaussian step by numeric integration of both hockey sticks."""
     x = np.linspace(-15 * noise, 15 * noise + 1, 2_000_001)
@@ -97,12 +108,51 @@ def test_pure_epsilons_stay_pure() -> None:
     assert 0 < cost(Composed((Laplace(1000.0),), 100), 1e-9).epsilon <= 0.1 * 1.001
 
 
-def test_zcdp_has_rdp_and_no_pld() -> None:
+def test_zcdp_alone_costs_what_rdp_says() -> None:
     found = cost([ZeroConcentrated(1 / 18), Gaussian(3.0)], 1e-5)
-    assert found.pld is None and found.epsilon == found.rdp
     assert found.rdp == pytest.approx(RDPAccountant().epsilon(group([Gaussian(3.0)] * 2), 1e-5))  # zCDP of 1 / (2 σ²)
-    with pytest.raises(AccountingError, match="zCDP"):
-        PLDAccountant().epsilon(group(ZeroConcentrated(0.1)), 1e-5)
+    for rho in (1e-6, 0.01, 0.5, 8.0):
+        alone = cost(ZeroConcentrated(rho), 1e-5)
+        assert 0 < alone.pld <= alone.rdp * (1 + 1e-6)
+
+
+def test_zcdp_does_not_loosen_the_rest() -> None:
+    rho = 30 / (2 * 20.0**2)
+    mixed, gaussian = cost([SST2, ZeroConcentrated(rho)], 1e-5), cost([SST2, Gaussian(20 / math.sqrt(30))], 1e-5)
+    assert gaussian.pld < mixed.pld < gaussian.pld + 0.12 and mixed.epsilon < mixed.rdp - 0.5
+
+
+@pytest.mark.parametrize("noise", [0.5, 1.0, 3.0, 18.0])
+def test_the_zcdp_distribution_dominates_every_gaussian_of_that_rho(noise: float) -> None:
+    rho = 1 / (2 * noise**2)
+    found = zcdp_distribution(rho, 1e-3 / noise)
+    epsilons = np.linspace(-2 / noise, 8 / noise, 501)
+    exact = [gaussian_delta(noise, float(epsilon)) for epsilon in epsilons]
+    bound = found.get_delta_for_epsilon(epsilons)
+    assert (np.asarray(bound) >= np.asarray(exact) * (1 - 1e-9) - 1e-14).all()
+    # And any zCDP mechanism of that rho: the bound is the envelope of the conversion, which holds for all of them.
+    assert found.get_epsilon_for_delta(1e-5) >= gaussian_epsilon(noise, 1e-5)
+
+
+def test_an_absurd_zcdp_is_infinite_by_pld_and_not_an_overflow() -> None:
+    found = cost(ZeroConcentrated(1e9), 1e-5)
+    assert found.pld == math.inf and found.epsilon == found.rdp < math.inf
+
+
+def test_every_kind_of_event_has_both_curves() -> None:
+    for event in (Gaussian(2.0), Laplace(2.0), SampledGaussian(1.0, 0.1, 3), ZeroConcentrated(0.1), Composed((Gaussian(2.0),), 2)):
+        assert PLDAccountant().supports(group(event)) and RDPAccountant().supports(group(event))
+        for relation in Relation:
+            found = cost(event, 1e-5, relation)
+            assert 0 < found.pld < math.inf and 0 < found.rdp < math.inf
+
+
+@pytest.mark.parametrize("event", [SampledGaussian(400.0, 1e-3, 100), Gaussian(300.0), SST2, SampledGaussian(0.8, 0.2, 50)])
+def test_large_orders_are_left_out_only_where_they_do_not_matter(event: Event) -> None:
+    accountant, total = RDPAccountant(), math.inf
+    for order, rho in zip(accountant.orders, rdp_curve(group(event), accountant.orders), strict=True):
+        total = min(total, rho + conversion(order, 1e-5))
+    assert accountant.epsilon(group(event), 1e-5) == pytest.approx(max(0.0, total), rel=1e-9)
 
 
 @pytest.mark.parametrize("epsilon", [0.3, 3.0])
@@ -142,7 +192,7 @@ def test_ten_thousand_entries_cost_less_than_a_second() -> None:
         start = time.process_time()
         found = cost(_many(distinct=False), 1e-5)
         spent.append(time.process_time() - start)
-    assert min(spent) < 1.0 and found.pld is not None and 0 < found.pld < found.rdp
+    assert min(spent) < 1.0 and 0 < found.pld < found.rdp
 
 
 def test_different_events_are_rounded_the_safe_way() -> None:

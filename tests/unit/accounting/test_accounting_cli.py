@@ -120,7 +120,8 @@ def test_the_environment_names_the_ledger(ledger: Ledger, monkeypatch: pytest.Mo
     assert "there is no ledger" in refused("verify")
 
 
-@pytest.mark.parametrize("verb", ["show", "verify"])
+@pytest.mark.parametrize("verb", ["show", "verify", "export", "budget", "settle"])
 def test_help_has_an_example(verb: str) -> None:
     result = invoke(verb, "--help")
-    assert result.exit_code == 0 and f"privtensors ledger {verb} --" in " ".join(result.stdout.split())
+    text = " ".join(result.stdout.split())
+    assert result.exit_code == 0 and f"Example: privtensors ledger {verb} " in text and "--json" in text

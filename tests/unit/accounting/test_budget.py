@@ -26,7 +26,7 @@ from privtensors.accounting import (
 )
 from privtensors.accounting.events import EventGroups, event_to_json, group, release_to_json
 from privtensors.cli.ledger import app
-from privtensors.errors import AccountingError, BudgetExceeded, InvalidInput, LedgerCorrupt, MissingExtra, MixedRelations
+from privtensors.errors import AccountingError, BudgetExceeded, InvalidInput, KnownDataWarning, LedgerCorrupt, MissingExtra, MixedRelations
 
 REVIEWS = Account("reviews")
 SGD = SampledGaussian(1.0, 0.01, 500)
@@ -183,8 +183,28 @@ def test_budgets_change_on_purpose_only(accounts: Accounts) -> None:
 
 def test_known_data_under_another_name_is_reported(accounts: Accounts) -> None:
     assert accounts.reserve(Release(REVIEWS, Gaussian(2.0), fingerprint="ab12")).aliases == ()
-    assert accounts.reserve(Release(Account("movies"), Gaussian(2.0), fingerprint="ab12")).aliases == ("reviews",)
+    with pytest.warns(KnownDataWarning, match="data set 'movies' per example: this data was used as 'reviews'"):
+        held = accounts.reserve(Release(Account("movies"), Gaussian(2.0), fingerprint="ab12"))
+    assert held.aliases == ("reviews",)
     assert accounts.reserve(Release(Account("other"), Gaussian(2.0), fingerprint="cd")).aliases == ()
+    assert accounts.statement(REVIEWS).aliases == ("movies",) and accounts.statement(Account("other")).aliases == ()
+
+
+def test_what_a_person_settles_is_on_record(ledger: Ledger, accounts: Accounts) -> None:
+    held = accounts.reserve(Release(REVIEWS, SGD))
+    for bad in ("", "  ", "a\nb", "x" * 501):
+        with pytest.raises(InvalidInput, match="reason"):
+            accounts.settle(held, None, reason=bad)
+    assert accounts.statement(REVIEWS).open == (held.index,)
+    assert accounts.open_release(held.index) == held.release
+    accounts.settle(held, SampledGaussian(1.0, 0.01, 20), reason="killed after step 20")
+    [row] = ledger.entries(kind="budget.settle")
+    assert row.body["reason"] == "killed after step 20"
+    found = Accounts(Ledger(ledger.path)).statement(REVIEWS)
+    assert found.by_hand == 1 and found.events == group(SampledGaussian(1.0, 0.01, 20))
+    with pytest.raises(AccountingError, match="no open reservation"):
+        accounts.open_release(held.index)
+    assert ledger.verify().rows == 2
 
 
 def test_a_budget_without_dp_accounting_admits_nothing(ledger: Ledger, accounts: Accounts, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,6 +226,8 @@ OTHER = release_to_json(Release(Account("reviews", "example", Relation.ADD_REMOV
         ("budget.settle", {"reservation": 7, "spent": None}),
         ("budget.settle", {"reservation": True, "spent": None}),
         ("budget.settle", {"reservation": 1}),
+        ("budget.settle", {"reservation": 1, "spent": None, "reason": ""}),
+        ("budget.settle", {"reservation": 1, "spent": None, "reason": None}),
         ("budget.reserve", {"release": OTHER, "rule": "unlimited"}),
         ("budget.reserve", {**HELD, "rule": "trust me"}),
         ("budget.reserve", {"release": {}, "rule": "unlimited"}),
@@ -247,10 +269,11 @@ def test_budget_command(ledger: Ledger, accounts: Accounts) -> None:
     state = accounts.statement(REVIEWS)
     result = invoke("--ledger", ledger.path)
     assert result.exit_code == 0 and "[red]stats[/red]" in result.stdout
-    [line] = [line for line in result.stdout.splitlines() if "reviews" in line]
+    [line] = [line for line in result.stdout.splitlines() if line.startswith("│ reviews")]
+    assert "data set 'reviews' per example: not settled: row 2" in result.stdout.splitlines()
     cells = [cell.strip() for cell in line.replace("│", "|").split("|")[1:-1]]
     assert cells[:7] == ["reviews", "example", "zero-out", "1", "1", "1e-05", "3.000"]
-    assert state.filtered is not None and state.left is not None and state.cost.pld is not None
+    assert state.filtered is not None and state.left is not None
     assert 0 <= float(cells[7]) - state.filtered <= 0.001 and 0 <= state.left - float(cells[8]) <= 0.001
     assert 0 <= float(cells[9]) - state.cost.pld <= 0.001
 
