@@ -235,6 +235,7 @@ class DealerSession:
         for peer in peers:
             if peer.pending:
                 return peer
+            peer.check_open()  # a closed one cannot be polled
             poll.register(peer, select.POLLIN)
         ready = {number_of for number_of, _ in poll.poll(self._limits.session_s * 1000)}
         for peer in peers:

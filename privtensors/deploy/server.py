@@ -176,6 +176,7 @@ class ServerSession:
             return True
         poll = select.poll()
         for peer in (self._client, self._dealer):
+            peer.check_open()  # a closed one cannot be polled
             poll.register(peer, select.POLLIN)
         ready = {number_of for number_of, _ in poll.poll(self._limits.session_s * 1000)}
         if self._dealer.pending or self._dealer.fileno() in ready:

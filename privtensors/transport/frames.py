@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from privtensors.errors import FrameError, PartyBusy, PeerLost, PeerTimeout, RequestRefused, TransportError, VersionMismatch, WrongPeer
+from privtensors.errors import FrameError, PartyBusy, PeerLost, PeerTimeout, TransportError, VersionMismatch, WrongPeer
 from privtensors.transport.base import Message, packed, packed_size, unpack
 
 MAGIC: Final = b"PVTF"
@@ -78,8 +78,7 @@ def refusal(code: int, where: str) -> TransportError:
         return WrongPeer("the peer expects another party", where=where, fix="see the peer's message")
     if code == Reason.BUSY:
         return PartyBusy("the peer has no room for another session", where=where, fix="try again later")
-    if code == Reason.REFUSED:
-        return RequestRefused("the peer refuses the request", where=where, fix="see the peer's message")
+    # A request is refused by a reply, after which the session goes on; an ERROR frame ends it, whatever it says.
     said = Reason(code).name.lower() if code in Reason.__members__.values() else str(code)
     return PeerLost(f"the peer aborted ({said})", where=where, fix="see the peer's message")
 

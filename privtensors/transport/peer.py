@@ -134,6 +134,11 @@ class Peer:
         size = sum(len(part) for part in payload) if due is None else due
         return self._run((kind, payload, op), lambda header: _due(header, (kind,), op, size), timeout)
 
+    def check_open(self) -> None:
+        """Raises TransportError where the connection was closed or has failed."""
+        if self._failure is not None:
+            raise TransportError(f"the connection cannot be used any more: {self._failure.what}", where=self._where, fix="connect again")
+
     def abort(self, reason: Reason = Reason.LOCAL) -> None:
         """Tell the peer to give up, where it still listens, and close. Takes a quarter of a second at most and never raises."""
         self._fail(TransportError("it was aborted here", where=self._where), reason)
@@ -147,8 +152,7 @@ class Peer:
 
     def _run(self, outgoing: tuple[Kind, Buffers, int] | None, expect: Callable[[Header], None] | None, timeout: float | None) -> Frame:
         """Send and receive at most one frame each; an empty BYE stands for "nothing was due"."""
-        if self._failure is not None:
-            raise TransportError(f"the connection cannot be used any more: {self._failure.what}", where=self._where, fix="connect again")
+        self.check_open()
         size = sum(len(part) for part in outgoing[1]) if outgoing else 0
         if size > self.limits.payload:
             raise TransportError(f"a payload of {size} bytes", where=self._where, fix=f"raise Limits.payload, now {self.limits.payload}")
