@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from privtensors.accounting import Ledger
     from privtensors.backends.clear.technique import Clear
+    from privtensors.backends.dp.release import Gaussian, Laplace
+    from privtensors.backends.dp.technique import DP
     from privtensors.backends.mpc.technique import MPC
     from privtensors.core import SafeTensor, Session, convert, load, protect, reveal, save
     from privtensors.errors import PrivTensorsError
@@ -17,8 +19,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "DP",
     "MPC",
     "Clear",
+    "Gaussian",
+    "Laplace",
     "Ledger",
     "Policy",
     "PrivTensorsError",
@@ -40,6 +45,8 @@ def __getattr__(name: str) -> Any:
     homes = {
         "privtensors.accounting": ("Ledger",),
         "privtensors.backends.clear.technique": ("Clear",),
+        "privtensors.backends.dp.release": ("Gaussian", "Laplace"),
+        "privtensors.backends.dp.technique": ("DP",),
         "privtensors.backends.mpc.technique": ("MPC",),
         "privtensors.core": ("SafeTensor", "Session", "convert", "load", "protect", "reveal", "save"),
         "privtensors.errors": ("PrivTensorsError",),

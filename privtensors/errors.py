@@ -217,3 +217,7 @@ class CrossExample(BoundingError):
 
 class UnboundedSensitivity(UnsupportedOp):
     """One unit's data can change the result by any amount, or by an amount that cannot be told, so no noise hides it."""
+
+
+class AuditError(PrivTensorsError):
+    """A run cannot be audited as asked: its model, data or loss leave no room for canaries, or it ended without an observation."""

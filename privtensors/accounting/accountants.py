@@ -9,8 +9,10 @@ the hockey-stick divergence of a Poisson sampled mechanism grows with the rate (
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -197,9 +199,21 @@ def rdp_curve(events: EventGroups, orders: Sequence[float], relation: Relation =
     """Rényi divergence bound at each order of all events together. Raises MissingExtra without dp-accounting."""
     dp = dp_accounting()
     accountant = dp.rdp.RdpAccountant(list(orders), to_dp_relation(relation))
-    for event, count in coarsen(events).counts:
-        accountant.compose(to_dp_event(event), count)
+    with _without_warnings():
+        for event, count in coarsen(events).counts:
+            accountant.compose(to_dp_event(event), count)
     return tuple(float(value) for value in accountant.rdp)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """dp-accounting warns about every order whose series it cannot sum; it counts that order as infinite, which is sound."""
+    logger, threshold = logging.getLogger("absl"), logging.ERROR
+    logger.addFilter(keep := lambda record: record.levelno >= threshold)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
 
 
 def conversion(order: float, delta: float) -> float:

@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from privtensors import __version__
+from privtensors.cli.audit import app as audit
 from privtensors.cli.backends import app as backends
 from privtensors.cli.deal import deal
 from privtensors.cli.demo import demo
@@ -74,3 +75,4 @@ app.command(epilog="Example: privtensors deal policy.toml --for 20 --tokens 32,1
 app.command(epilog='Example: privtensors infer policy.toml --text "A film to remember."')(infer)
 app.add_typer(keys, name="keys")
 app.add_typer(ledger, name="ledger")
+app.add_typer(audit, name="audit", epilog="Example: privtensors audit dp --epsilon 2 --json")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from privtensors.core.kernel import KernelTable
 from privtensors.core.meter import Meter
+from privtensors.core.recorder import Disclosure, Recorder
 
 
 @runtime_checkable
@@ -24,6 +25,14 @@ class Payload(Protocol):
 
     @property
     def kind(self) -> str: ...
+
+
+@runtime_checkable
+class Releasing(Protocol):
+    """The further part of a backend whose values leave with noise only. ``reveal`` on it requires ``release=``."""
+
+    def release(self, payload: Payload, mechanism: object, *, disclosure: Disclosure, recorder: Recorder) -> Tensor:
+        """Charge the release, record ``disclosure``, and return the noised value; whatever fails first, nothing leaves."""
 
 
 @runtime_checkable

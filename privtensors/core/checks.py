@@ -51,8 +51,8 @@ def checked_device(device: str | torch.device | None) -> torch.device | None:
     return found
 
 
-def check_plain(x: object, where: str) -> Tensor:
-    """Refuse what no backend can take: not a tensor, sparse or quantized, off the CPU, complex, NaN or infinite.
+def check_plain(x: object, where: str, *, finite: bool = True) -> Tensor:
+    """Refuse what no backend can take: not a tensor, sparse or quantized, off the CPU, complex, or (``finite``) NaN or infinite.
 
     A tensor on the meta device passes: it stands for a value that another party holds, and a backend that holds every
     party's view refuses it.
@@ -73,6 +73,6 @@ def check_plain(x: object, where: str) -> Tensor:
         raise InvalidInput(f"expected a tensor on the CPU, got one on {x.device}", where=where, fix=fix)
     if x.is_complex():
         raise InvalidInput(f"dtype {x.dtype} is not supported", where=where, fix="protect real and imaginary part separately")
-    if not x.is_meta:
+    if finite and not x.is_meta:
         check_finite(x, where)
     return x

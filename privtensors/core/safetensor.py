@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from privtensors.core.backend import Backend, Payload, TechniqueSpec
-from privtensors.core.checks import check_plain
+from privtensors.core.backend import Backend, Payload, Releasing, TechniqueSpec
+from privtensors.core.checks import check_finite, check_plain
 from privtensors.core.recorder import Disclosure
 from privtensors.core.registry import bridges
 from privtensors.core.session import Session, current_session
@@ -190,8 +190,10 @@ def protect(x: Tensor, technique: TechniqueSpec | str, *, owner: str | None = No
     """
     if isinstance(x, SafeTensor):
         raise InvalidInput("the tensor is protected already", where="protect", fix="use privtensors.convert to change its backend")
-    x = check_plain(x, "protect")
+    x = check_plain(x, "protect", finite=False)
     backend = (session or current_session()).backend(technique)
+    if not x.is_meta and not getattr(backend, "absorbs_non_finite", False):
+        check_finite(x, "protect")
     owner = owner or "client"
     if x.is_meta and not hasattr(backend, "holds"):
         what = f"a tensor on the meta device has no content, and backend {backend.name!r} has no other party that holds it"
@@ -213,30 +215,44 @@ def reveal(
 
     Raises:
         InvalidInput: ``x`` is not a SafeTensor.
-        ParameterError: ``release`` was given to a backend that has no release mechanisms.
+        ParameterError: ``release`` was given to a backend that has no release mechanisms, or is missing where it has.
+        LedgerError, BudgetExceeded: The release cannot be charged; see the backend's ``release``.
     """
     if not isinstance(x, SafeTensor):
         raise InvalidInput(f"expected a SafeTensor, got {type(x).__name__}", where="reveal", fix="plain values need no reveal")
-    if release is not None:
+    state = x._state
+    releasing = state.backend if isinstance(state.backend, Releasing) else None
+    if release is not None and releasing is None:
         raise ParameterError(
             f"backend {x.backend_name!r} has no release mechanisms",
             where="reveal(release=…)",
             fix="drop release=, or protect with a DP technique",
         )
-    state = x._state
+    if releasing is not None and release is None:
+        raise _unnoised(x.backend_name)
     payload, receiver = state.current(), to or state.owner
-    (session or current_session()).recorder.record(
-        Disclosure(
-            backend=state.backend.name,
-            shape=tuple(x.shape),
-            dtype=str(x.dtype).removeprefix("torch."),
-            receiver=receiver,
-            label=label,
-            simulated=state.backend.simulated,
-            guarantee=state.backend.guarantee,
-        )
+    recorder = (session or current_session()).recorder
+    disclosure = Disclosure(
+        backend=state.backend.name,
+        shape=tuple(x.shape),
+        dtype=str(x.dtype).removeprefix("torch."),
+        receiver=receiver,
+        label=label,
+        simulated=state.backend.simulated,
+        guarantee=state.backend.guarantee,
     )
+    if releasing is not None:  # it records when the release has been charged, before anything leaves
+        return releasing.release(payload, release, disclosure=disclosure, recorder=recorder)
+    recorder.record(disclosure)
     return state.backend.reveal(payload, to=receiver)
+
+
+def _unnoised(backend: str) -> ParameterError:
+    return ParameterError(
+        f"a value of backend {backend!r} leaves through a release mechanism only",
+        where="reveal",
+        fix="name it: reveal(x, release=pt.Gaussian(epsilon=0.5)) or release=pt.Laplace(epsilon=0.5)",
+    )
 
 
 def reveal_outputs(outputs: Mapping[str, Tensor], *, to: str, session: Session | None = None) -> dict[str, Tensor]:
@@ -267,6 +283,8 @@ def reveal_outputs(outputs: Mapping[str, Tensor], *, to: str, session: Session |
     backend = next(iter(states.values())).backend
     if any(state.backend is not backend for state in states.values()):
         raise MixedBackends("the outputs belong to two backends", where="reveal_outputs", fix="reveal them one by one")
+    if isinstance(backend, Releasing):
+        raise _unnoised(backend.name)
     payloads = {name: state.current() for name, state in states.items()}
     kinds = {name: (tuple(p.shape), str(p.dtype).removeprefix("torch.")) for name, p in payloads.items()}
     shape, dtype = next(iter(kinds.values()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import dataclasses
 import logging
 import secrets
 from typing import Any, Final
@@ -67,9 +68,9 @@ class Session:
 
         Raises:
             UnknownTechnique: A name that no installed package provides.
-            InvalidInput: The technique has no backend, or is not a technique.
+            InvalidInput: The technique has no backend, is not a technique, or needs parameters that a name does not give.
         """
-        spec = technique_class(technique)() if isinstance(technique, str) else technique
+        spec = _by_name(technique) if isinstance(technique, str) else technique
         if not isinstance(spec, TechniqueSpec):
             raise InvalidInput(
                 f"expected a technique such as MPC() or its name, got {type(technique).__name__}",
@@ -110,6 +111,18 @@ class Session:
 
     def __exit__(self, *_exc: object) -> None:
         _CURRENT.reset(self._tokens.pop())
+
+
+def _by_name(name: str) -> Any:
+    """The technique of that name with its defaults."""
+    cls = technique_class(name)
+    unset = dataclasses.MISSING
+    fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+    needed = [f.name for f in fields if f.init and f.default is unset and f.default_factory is unset]
+    if needed:
+        what = f"technique {name!r} has no default for {', '.join(needed)}"
+        raise InvalidInput(what, where="protect", fix=f"pass {cls.__name__}({needed[0]}=…)")
+    return cls()
 
 
 # The one allowed piece of module state: which session is current in this context.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,18 +17,28 @@ from privtensors.errors import InvalidInput
 
 if TYPE_CHECKING:
     from privtensors.hf.model import PrivateModel
+    from privtensors.policy import Explanation, Policy
+    from privtensors.train.result import FitResult
 
 
 def privacy_card(private: PrivateModel) -> dict[str, Any]:
     """Facts about a private model as JSON values: policy, who sees what, spent so far, ledger head, versions."""
-    recorder = private.session.recorder
+    runs = getattr(private, "runs", ())  # only what was trained has any
+    return card_of(private.model, private.family.model_type, private.policy, private.explain(), private.session.recorder, runs)
+
+
+def card_of(
+    model: object, family: str, policy: Policy, explanation: Explanation, recorder: object, runs: Sequence[FitResult] = ()
+) -> dict[str, Any]:
+    """The card of ``model`` under ``policy``: see :func:`privacy_card`."""
     head = getattr(recorder, "head", None)  # only a ledger has one
     return {
         "format": 1,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model": {"class": type(private.model).__name__, "family": private.family.model_type},
-        "policy": private.policy.to_toml(),
-        "explain": private.explain().to_dict(),
+        "model": {"class": type(model).__name__, "family": family},
+        "policy": policy.to_toml(),
+        "explain": explanation.to_dict(),
+        "training": [run.to_dict() for run in runs],
         "ledger_head": str(head()) if callable(head) else None,
         "versions": {name: _version(name) for name in ("privtensors", "torch", "transformers")} | {"python": platform.python_version()},
     }
@@ -60,6 +71,16 @@ def save_client(private: PrivateModel, folder: Path, *, party: str) -> None:
             tables[name] = parameter.detach().contiguous()
     if tables:
         save_file(tables, folder / "embeddings.safetensors", metadata={"format": "pt", "owner": "client"})
-    (folder / "policy.toml").write_text(private.policy.to_toml(), encoding="utf-8")
-    card = json.dumps(privacy_card(private), indent=2, ensure_ascii=False)
+    save_card(private, folder)
+
+
+def save_card(private: PrivateModel, folder: Path) -> None:
+    """Write ``policy.toml`` and ``privacy_card.json`` into ``folder``."""
+    write_card(private.policy, privacy_card(private), folder)
+
+
+def write_card(policy: Policy, facts: Mapping[str, Any], folder: Path) -> None:
+    """Write a policy and a card into ``folder``."""
+    (folder / "policy.toml").write_text(policy.to_toml(), encoding="utf-8")
+    card = json.dumps(facts, indent=2, ensure_ascii=False)
     (folder / "privacy_card.json").write_text(card + "\n", encoding="utf-8")

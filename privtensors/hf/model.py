@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,12 +16,18 @@ from privtensors.errors import InvalidInput, PolicyError
 from privtensors.hf import argmax
 from privtensors.hf.card import save_client
 from privtensors.hf.families import Family
+from privtensors.hf.fit_options import FitOptions
 from privtensors.policy import Explanation, Policy
 from privtensors.policy.assets import Outputs
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedConfig
     from transformers.utils.generic import ModelOutput
+
+    from privtensors.train.data import Collate
+    from privtensors.train.preparation import OnBudget
+    from privtensors.train.result import FitResult
+    from privtensors.train.roles import Batch
 
 
 class PrivateModel:
@@ -39,8 +45,13 @@ class PrivateModel:
     def __init__(
         self, model: Any, policy: Policy, family: Family, technique: TechniqueSpec, session: Session, fronts: tuple[str, ...]
     ) -> None:
-        self.model, self.policy, self.family, self.technique, self.session = model, policy, family, technique, session
+        self._model, self.policy, self.family, self.technique, self.session = model, policy, family, technique, session
         self._fronts = fronts
+
+    @property
+    def model(self) -> Any:
+        """The private copy."""
+        return self._model
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -76,6 +87,80 @@ class PrivateModel:
         with torch.set_grad_enabled(inputs.get("labels") is not None):
             output: ModelOutput = self.model(*args, **inputs)
         return output
+
+    def fit(
+        self,
+        dataset: Any,
+        *,
+        epochs: float | None = None,
+        steps: int | None = None,
+        batch_size: int | None = None,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.0,
+        optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
+        schedule: Literal["constant", "linear"] = "linear",
+        warmup: float = 0.0,
+        microbatch: int = 32,
+        engine: Literal["auto", "bookkeeping", "loop", "opacus"] = "auto",
+        precision: Literal["float32", "bfloat16"] = "float32",
+        on_budget: OnBudget = "refuse",
+        collate: Collate | None = None,
+        loss: Callable[[nn.Module, Batch], Tensor] | None = None,
+        public: Batch | None = None,
+        eval_dataset: Any = None,
+        evaluate_every: int | None = None,
+        progress: bool | None = None,
+    ) -> FitResult:
+        """Fine-tune by DP-SGD (Abadi et al. 2016), where the policy's ``train`` stage is ``DP``: in place, the model's class stays.
+
+        What is promised stands in ``DP``; nothing here changes it. The planned steps are reserved on the session's ledger before
+        the first, and those that ran are settled, after an error or Ctrl-C too. No loss or metric of training data is shown:
+        it would leave without noise. Guarantee class: statistical (DP under zero-out), with continuous noise in floating point.
+
+        Args:
+            dataset: A torch Dataset, an HF data set, a list of mappings or a mapping of columns. No DataLoader: batches are Poisson
+                samples.
+            epochs: Length of the run in passes over the data, on average; 3 where ``steps`` is not given either.
+            steps: Length of the run in steps.
+            batch_size: Expected number of examples (users) in a step; default 256, or all where there are fewer.
+            learning_rate: Of AdamW; not used with ``optimizer``.
+            weight_decay: Of AdamW; not used with ``optimizer``.
+            optimizer: Makes any torch optimizer of the trainable parameters.
+            schedule: Learning rate after the warm-up: falling to 0, or constant.
+            warmup: Share of the steps over which the learning rate rises from 0.
+            microbatch: Examples that fit into memory at once.
+            engine: How gradients are bounded; see ``train.bounding``.
+            precision: bfloat16 computes forward and backward passes under autocast; clipping and noise stay in float32.
+            on_budget: What to do with a run that does not fit the data set's budget: refuse it, run the steps that fit, or add noise.
+            collate: Makes a batch of a list of examples, e.g. ``DataCollatorWithPadding(tokenizer)``.
+            loss: Of the model and a batch, the mean of what each example says alone; default that of the model's task, with tokens
+                averaged within each example.
+            public: Two public examples, as a batch, on which ``loss`` is tried; made at random by default.
+            eval_dataset: Held-out data for loss and accuracy. The promise does not cover it.
+            evaluate_every: Evaluate every so many steps; default at the end only.
+            progress: Show a bar; default only where stderr is a terminal.
+
+        Returns:
+            What was spent, and on what. See :class:`~privtensors.train.result.FitResult`.
+
+        Raises:
+            PolicyError: The policy does not train with ``DP`` alone; or ``epsilon=inf`` on a data set that has a budget.
+            BudgetExceeded: The run, or not even one step, fits the data set's budget; the message says what is left.
+            AccountingError: A DataLoader was given, or no noise reaches the target.
+            InvalidInput: The data set, the model (all frozen, batch normalisation) or the loss (it mixes examples) cannot be used.
+            ParameterError: An option is out of range.
+            LedgerError: The session has no ledger, or it cannot be read or written.
+            MissingExtra: dp-accounting is not installed.
+        """
+        options = FitOptions(
+            epochs, steps, batch_size, learning_rate, weight_decay, optimizer, schedule, warmup, microbatch, engine, precision,
+            on_budget, collate, loss, public, eval_dataset, evaluate_every, progress,
+        )  # fmt: skip
+        return self._fit(dataset, options)
+
+    def _fit(self, dataset: Any, options: FitOptions) -> FitResult:
+        what = "the policy's train stage is not DP"
+        raise PolicyError(what, where="fit", fix='wrap the plain model with Policy(train=[DP(epsilon=3.0, dataset="…")])')
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The parameters that train, as SafeTensors, for a stock optimizer: those that had ``requires_grad`` when it was wrapped.

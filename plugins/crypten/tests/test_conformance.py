@@ -33,6 +33,7 @@ _FORWARD = {
     "embedding": "private token ids would need a one-hot product, which CrypTen has not",
     "addcdiv": "a row of optimizers: inference only",
     "lerp": "a row of optimizers: inference only",
+    **dict.fromkeys(("eq", "bincount", "histc", "renorm"), "a row of statistics: inference only"),
 }
 # Rows of training are added to the op table over time; none of them has a kernel here but two that are pure geometry.
 _TRAINING = {

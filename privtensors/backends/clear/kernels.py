@@ -60,6 +60,12 @@ def _to_copy(x: Tensor, *, dtype: torch.dtype | None = None, **_public: Any) -> 
     return x.to(dtype or x.dtype, copy=True)
 
 
+def _bincount(x: Tensor, weights: Tensor | None = None, minlength: int = 0) -> Tensor:
+    if minlength < 1 or bool((x >= minlength).any()):  # the shape, which is public, would tell the largest id
+        raise UnsupportedOp("more bins than asked for", where="bincount", fix="torch.bincount(x, minlength=K) with ids below K")
+    return torch.bincount(x, weights, minlength)
+
+
 # The wrapper shows contiguous strides, the value has its own: ``view`` must copy where they differ.
 _SPECIAL: Final[Mapping[str, Callable[..., Any]]] = MappingProxyType(
     {
@@ -72,10 +78,12 @@ _SPECIAL: Final[Mapping[str, Callable[..., Any]]] = MappingProxyType(
         "softmax": _softmax,
         "batch_norm": _batch_norm,
         "to_copy": _to_copy,
+        "bincount": _bincount,
         "sum": lambda x, *dim, **dtype: torch.sum(x, *dim, **dtype),
         "mean": lambda x, *dim, **dtype: torch.mean(x, *dim, **dtype),
         "rsub": lambda x, other, alpha=1: torch.rsub(x, other, alpha=alpha),
         "where": lambda mask, x, y: torch.where(mask, x, y),
+        "eq": lambda x, y: torch.eq(x, y),
         "gt": lambda x, y: torch.gt(x, y),
         "ge": lambda x, y: torch.ge(x, y),
         "lt": lambda x, y: torch.lt(x, y),

@@ -2,15 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from typing import Protocol, TypeVar
 
-from tests.bench.peers.contender import NETWORKS, Contender, Request, Sample, Summary, over_link, summarize
+from tests.bench.peers.contender import NETWORKS, Contender, Request, Summary, over_link, summarize
 from tests.bench.peers.environment import NotMeasured
+
+Asked = TypeVar("Asked")
+AskedOf = TypeVar("AskedOf", contravariant=True)
+Answer = TypeVar("Answer")
+AnswerTo = TypeVar("AnswerTo", covariant=True)
+Progress = Callable[[str, int, int], None]
+
+
+class Player(Protocol[AskedOf, AnswerTo]):
+    """What takes turns: :meth:`run` raises NotMeasured where it fails."""
+
+    @property
+    def name(self) -> str: ...
+
+    def run(self, request: AskedOf, /) -> AnswerTo: ...
+
+    def close(self) -> None: ...
 
 
 def takes_part(turn: int, runs: int, turns: int) -> bool:
     """Whether a contender of ``runs`` counted runs runs in counted turn ``turn`` of ``turns``; its runs are spread evenly."""
     return (turn + 1) * runs // turns > turn * runs // turns
+
+
+def take_turns(
+    players: Sequence[Player[Asked, Answer]],
+    requests: Sequence[Asked],
+    runs: Mapping[str, int],
+    failed: MutableMapping[str, str],
+    progress: Progress,
+    warm_ups: int = 1,
+) -> dict[str, list[Answer]]:
+    """The counted answers of each player by name, in order.
+
+    Warm-ups (the first requests, not counted), then turns in alternation, each on the next request. A player that fails is closed,
+    and its reason put into ``failed``.
+
+    Args:
+        players: Set up already.
+        requests: One per turn, from the first again after the last.
+        runs: Counted runs by name.
+        failed: Who takes no part; grows.
+        progress: Called with (name, turn, turns) before each run; turns below 0 are warm-ups.
+        warm_ups: How many.
+    """
+    answers: dict[str, list[Answer]] = {player.name: [] for player in players}
+    turns = max(runs.values(), default=0)
+    for turn in range(-warm_ups, turns):
+        request = requests[(turn + warm_ups) % len(requests)]
+        for player in players:
+            if player.name in failed or (turn >= 0 and not takes_part(turn, runs[player.name], turns)):
+                continue
+            progress(player.name, turn, turns)
+            try:
+                answer = player.run(request)
+            except NotMeasured as error:
+                failed[player.name] = str(error)
+                player.close()
+                continue
+            if turn >= 0:
+                answers[player.name].append(answer)
+    return answers
 
 
 class Tournament:
@@ -24,7 +82,7 @@ class Tournament:
         failed: Why a contender dropped out, by its name.
     """
 
-    def __init__(self, contenders: Sequence[Contender], progress: Callable[[str, int, int], None]) -> None:
+    def __init__(self, contenders: Sequence[Contender], progress: Progress) -> None:
         self.contenders = list(contenders)
         self.failed: dict[str, str] = {}
         self._progress = progress
@@ -38,23 +96,8 @@ class Tournament:
         """
         tokens = requests[0].tokens
         taking = [c for c in self.contenders if c.name not in self.failed and (c.shapes or NETWORKS[network] is None)]
-        samples: dict[str, list[Sample]] = {c.name: [] for c in taking}
         runs = {c.name: min(c.runs, most) for c in taking}
-        turns = max(runs.values(), default=0)
-        for turn in range(-1, turns):
-            request = requests[(turn + 1) % len(requests)]
-            for contender in taking:
-                if contender.name in self.failed or (turn >= 0 and not takes_part(turn, runs[contender.name], turns)):
-                    continue
-                self._progress(contender.name, turn, turns)
-                try:
-                    sample = contender.run(request)
-                except NotMeasured as error:
-                    self.failed[contender.name] = str(error)
-                    contender.close()
-                    continue
-                if turn >= 0:
-                    samples[contender.name].append(sample)
+        samples = take_turns(taking, requests, runs, self.failed, self._progress)
         return [
             Summary(c.name, c.role, tokens, network, reason=self.failed[c.name])
             if c.name in self.failed

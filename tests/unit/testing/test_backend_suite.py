@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -196,7 +197,7 @@ def test_finds_an_inplace_that_keeps_the_version(session: Session, monkeypatch: 
         Suite().test_inplace(plant(session, {}), session, next(t for t in INPLACE if t.op.name == "relu"))
 
 
-def test_finds_a_reveal_that_opens_before_it_records(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finds_a_reveal_that_opens_before_it_records(session: Session, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from privtensors.testing import backend_suite
 
     def eager(x: Any, *, to: str | None = None, label: str = "", session: Session | None = None, **_rest: Any) -> torch.Tensor:
@@ -208,7 +209,7 @@ def test_finds_a_reveal_that_opens_before_it_records(session: Session, monkeypat
 
     monkeypatch.setattr(backend_suite, "reveal", eager)
     with pytest.raises(AssertionError, match="opened although the ledger could not write"):
-        Suite().test_reveal_is_recorded_first(Clear(), Session().backend(Clear()), monkeypatch)
+        Suite().test_reveal_is_recorded_first(Clear(), Session().backend(Clear()), monkeypatch, tmp_path)
 
 
 def test_samples_cover_every_overload() -> None:

@@ -1,0 +1,1 @@
+"""Noise from a cryptographic generator: fast and hardened for training, exact on a grid for releases."""

@@ -1,0 +1,1 @@
+"""Training loops: techniques fill the roles of a :class:`~privtensors.train.roles.Sampler`, a Bounder and a Noiser."""
