@@ -137,10 +137,12 @@ def test_a_worker_that_gets_no_requests_is_watched(tmp_path: Path) -> None:
     fake = RemoteContender("fake", "us", lambda _say: [watched, launch(script, "answers")], runs=1)
     try:
         fake.set_up(lambda _line: None)
-        sample = fake.run(request())
+        # The kernel counts in ticks of 10 ms, and one run takes less.
+        samples = [fake.run(request()) for _ in range(100)]
     finally:
         fake.close()
-    assert sample.total_s == 1.0 and sample.cpu_s > 1.5, "its own 1.5 and what the watched one used meanwhile"
+    assert all(sample.total_s == 1.0 for sample in samples)
+    assert max(sample.cpu_s for sample in samples) > 1.5, "its own 1.5 and what the watched one used meanwhile"
 
 
 def test_the_deployment_that_is_benchmarked_is_a_valid_one(tmp_path: Path) -> None:
