@@ -52,7 +52,8 @@ def main() -> None:
         for targets in (["query", "value"], ["query"]):
             model = BertForSequenceClassification.from_pretrained(minilm_path(), num_labels=2)
             model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", target_modules=targets, r=8, lora_dropout=0.0))
-            result = pt.wrap(model, policy).fit(rows, epochs=options.epochs, batch_size=options.batch, collate=DataCollatorWithPadding(tokenizer))
+            private = pt.wrap(model, policy)
+            result = private.fit(rows, epochs=options.epochs, batch_size=options.batch, collate=DataCollatorWithPadding(tokenizer))
             alone.append((f"LoRA on {' and '.join(targets)}, {result.steps} steps", result.epsilon))
 
         lengths = torch.tensor([[float(len(review.text.split()))] for review in reviews])
