@@ -24,7 +24,7 @@ print(public_numbers())
 
 
 def public_numbers() -> str:
-    """Digest of everything a party multiplies its shares by in a series: on a third of the opened words of a bulk plan, on samples of a piece."""
+    """Digest of what a party multiplies its shares by: in bulk series on a third of all opened words, in pieces on samples."""
     digest = hashlib.sha256()
     for plan in (activation("gelu").plan, activation("tanh").plan, scale_of(0.25).plan):
         for words in torch.arange(0, 1 << plan.period_bits, 3, dtype=torch.int32).split(1 << 16):
