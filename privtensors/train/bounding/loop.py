@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from privtensors.train.bounding.batches import rows
 from privtensors.train.bounding.engine import Choice
-from privtensors.train.bounding.sums import RunningSum, sum_dtype
+from privtensors.train.bounding.sums import RunningSum, row_squares, sum_dtype
 from privtensors.train.roles import Batch, Loss
 
 
@@ -42,9 +43,9 @@ class Loop:
             if not grads:
                 continue
             with torch.no_grad():
-                norms = torch._foreach_norm(grads)
-                norm = float(torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms])))
-                if norm != norm or norm == float("inf"):
+                squares = [row_squares(grad.reshape(1, -1)) for grad in grads]
+                norm = math.sqrt(float(torch.stack([square.to(squares[0].device) for square in squares]).sum()))
+                if not math.isfinite(norm):
                     continue
                 factor = min(1.0, clipping_norm / norm) if norm > 0 else 1.0
                 torch._foreach_mul_(grads, factor)

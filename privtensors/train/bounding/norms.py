@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from privtensors.train.bounding.instantiate import form, form_bias
 from privtensors.train.bounding.sites import Kind
+from privtensors.train.bounding.sums import row_squares
 from privtensors.train.bounding.uses import Observed, Use, wide
 
 
@@ -40,7 +41,7 @@ def squared_norms(observed: Observed, like: Tensor) -> Tensor:
         if use.bias not in folded:
             form_bias(use, observed)
     for value in observed.rows.values():
-        _add(total, torch.linalg.vector_norm(value.flatten(1), dim=1).square_())
+        _add(total, row_squares(value))
     _linears(total, weights, observed)
     _embeddings(total, weights, observed)
     return total.clamp_min_(0)
@@ -118,7 +119,7 @@ def _linear_group(total: Tensor, together: Sequence[Sequence[Use]], observed: Ob
         inputs = _gram(given)
         if fold:
             inputs += 1
-        _add(total, torch.bmm(product.flatten(1)[:, None], inputs.flatten(1)[:, :, None]).view(-1))
+        _add(total, product.mul_(inputs).sum((1, 2)))  # torch adds up in pairs here, not in a matrix product
 
 
 def _embeddings(total: Tensor, weights: Mapping[nn.Parameter, Sequence[Use]], observed: Observed) -> None:
