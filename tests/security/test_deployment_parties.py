@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import secrets
 import threading
@@ -23,7 +22,6 @@ from privtensors.deploy import connect
 from privtensors.deploy.client import RemoteModel
 from privtensors.deploy.config import Deployment
 from privtensors.deploy.dealer import DealerServer
-from privtensors.deploy.descriptor import Descriptor
 from privtensors.deploy.links import SEED_SIZE, Label, answer, ask, number, say
 from privtensors.deploy.rooms import SETUP
 from privtensors.deploy.server import Server
@@ -32,6 +30,7 @@ from privtensors.transport.frames import Kind, op_id
 from privtensors.transport.tcp import connect as dial
 from privtensors.transport.tls import Identity, make_test_certificates
 from tests.security.rogue import CHANGES, SLOW, Change, Rogue
+from tests.security.rogue_requests import IMPOSSIBLE, MALFORMED, body
 from tests.unit.deploy.places import Running, memory_session, running, write_deployment
 from tests.unit.hf.tiny import build, text_inputs
 
@@ -134,48 +133,6 @@ def asked_twice(remote: RemoteModel) -> int:
         answered += 1
     assert remote.setup is not session, "a frame that was sent twice went unnoticed"
     return answered
-
-
-def body(**changes: Any) -> bytes:
-    """A descriptor with parts replaced."""
-    whole = json.loads(Descriptor((("input_ids", (1, 5)),)).encode()) | changes
-    return json.dumps(whole, sort_keys=True, separators=(",", ":")).encode()
-
-
-MALFORMED: dict[str, bytes] = {
-    "nothing": b"",
-    "no JSON": b"\xff" * 40,
-    "deep": b"[" * 100_000,
-    "a long number": b'{"format":' + b"9" * 100_000 + b"}",
-    "not canonical": body().replace(b",", b", "),
-    "an unknown key": json.dumps(json.loads(body()) | {"path": "/etc"}).encode(),
-    "another format": body(format=2),
-    "no shapes": body(shapes={}),
-    "an empty shape": body(shapes={"input_ids": [1, 0]}),
-    "a negative shape": body(shapes={"input_ids": [1, -5]}),
-    "a huge shape": body(shapes={"input_ids": [1 << 40, 1]}),
-    "a true shape": body(shapes={"input_ids": [True, 5]}),
-    "ids and pixels": body(shapes={"input_ids": [1, 5], "pixel_values": [1, 3, 8, 8]}),
-    "an unknown argument": body(shapes={"input_ids": [1, 5], "labels": [1]}),
-    "a mask of another length": body(mask=["111"]),
-    "a mask of nothing": body(mask=["00000"]),
-    "a mask of letters": body(mask=["11a11"]),
-    "positions of another shape": body(positions=[[1, 2]]),
-    "positions below zero": body(positions=[[0, 1, 2, 3, -4]]),
-    "a past without a cache": body(past=5),
-    "a cache below zero": body(cache=-1),
-    "a second set-up": SETUP,
-    "over every limit": b'{"mask":["' + b"1" * (1 << 25) + b'"]}',
-}
-IMPOSSIBLE: dict[str, bytes] = {
-    "more tokens than the model has places": body(shapes={"input_ids": [1, 700]}),
-    "pixels for a text model": body(shapes={"pixel_values": [1, 3, 32, 32]}),
-    "positions that only the client reads": body(positions=[[1, 2, 3, 4, 5]]),
-    "an argument that the model does not take": body(logits_to_keep=1),
-    "a cache for an encoder": body(cache=1),
-    "more than the limit": body(shapes={"input_ids": [4097, 1]}),
-    "a past that nobody keeps": body(cache=3, past=2),
-}
 
 
 def test_a_malformed_request_ends_the_rogues_session(place: Running, caplog: pytest.LogCaptureFixture) -> None:
