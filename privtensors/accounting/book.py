@@ -174,9 +174,9 @@ class Book:
             state.closed_by.add(index)
         if release.technique:
             state.techniques.add(release.technique)
-        if release.fingerprint:
-            state.fingerprints.add(release.fingerprint)
-            self._names.setdefault(release.fingerprint, set()).add(release.account.dataset)
+        for fingerprint in release.fingerprints:
+            state.fingerprints.add(fingerprint)
+            self._names.setdefault(fingerprint, set()).add(release.account.dataset)
         _add(state.counts, groups, 1)
 
     def _settle(self, index: object, spent: EventGroups, by_hand: bool) -> None:

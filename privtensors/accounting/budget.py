@@ -149,7 +149,7 @@ class Accounts:
             rule = _admit(release, groups, state, planned)
             body: dict[str, JsonValue] = {"release": release_to_json(release), "rule": rule}
             entry = transaction.append(RESERVE, body)
-            aliases = self._book.aliases(release.account.dataset, (release.fingerprint,))
+            aliases = self._book.aliases(release.account.dataset, release.fingerprints)
         if aliases:
             what = f"{release.account}: this data was used as {', '.join(map(repr, aliases))}; what that cost is not counted here"
             warnings.warn(what, KnownDataWarning, stacklevel=2)

@@ -153,20 +153,28 @@ class Release:
         account: Whose privacy it costs.
         event: What is released.
         technique: Who releases, for the reader: ``"dp_sgd"``, ``"dp_tensor"``.
-        fingerprint: Keyed fingerprint of the data as hex, or empty: finds the same data under another name.
+        fingerprint: Keyed fingerprint of the data as hex, or empty: finds the same data under another name. Several where the
+            data is in several tables.
     """
 
     account: Account
     event: Event
     technique: str = ""
-    fingerprint: str = ""
+    fingerprint: str | tuple[str, ...] = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.account, Account) or not isinstance(self.event, (*_PRIMITIVES, Composed)):
             raise InvalidInput("a release is an event on an account", where="release", fix="Give an Account and an event")
-        for value in (self.technique, self.fingerprint):
-            if value:
-                _name(value, "release")
+        several = isinstance(self.fingerprint, tuple)
+        for value in (*((self.technique,) if self.technique else ()), *(self.fingerprint if several else self.fingerprints)):
+            _name(value, "release")
+        if several and not 1 < len(set(self.fingerprint)) == len(self.fingerprint):
+            raise InvalidInput("its fingerprints are not several different ones", where="release", fix="Give one as text, or each once")
+
+    @property
+    def fingerprints(self) -> tuple[str, ...]:
+        """Every fingerprint of the data; empty where there is none."""
+        return self.fingerprint if isinstance(self.fingerprint, tuple) else (self.fingerprint,) if self.fingerprint else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,17 +269,20 @@ def release_to_json(release: Release) -> dict[str, JsonValue]:
         "account": account_to_json(release.account),
         "event": event,
         "technique": release.technique,
-        "fingerprint": release.fingerprint,
+        "fingerprint": list(release.fingerprint) if isinstance(release.fingerprint, tuple) else release.fingerprint,
     }
 
 
 def release_from_json(value: object) -> Release:
     """The release that ``value`` describes; InvalidInput if it is none."""
     fields = _fields(value, ("account", "event", "technique", "fingerprint"), "release")
-    for name in ("technique", "fingerprint"):
-        if not isinstance(fields[name], str):
+    technique, fingerprint = fields["technique"], fields["fingerprint"]
+    if isinstance(fingerprint, list):
+        fingerprint = tuple(fingerprint)
+    for name, value in (("technique", technique), ("fingerprint", fingerprint)):
+        if not isinstance(value, str) and not (isinstance(value, tuple) and name == "fingerprint"):
             raise InvalidInput(f"{name} is no text", where="release", fix="Give text")
-    return Release(account_from_json(fields["account"]), event_from_json(fields["event"]), fields["technique"], fields["fingerprint"])
+    return Release(account_from_json(fields["account"]), event_from_json(fields["event"]), technique, fingerprint)
 
 
 def to_dp_event(event: Event) -> Any:

@@ -9,21 +9,34 @@ test guesses, so the key stays in the user's data directory. Guarantee class: co
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import hmac
 import os
 import secrets
 import stat
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Final, Protocol
 
 from privtensors.errors import AccountingError, InvalidInput, PrivTensorsError
+
+MOST: Final = 10_000
+"""Most records that are read for a fingerprint."""
 
 _KEY_BYTES = 32
 _RECORD_TAG = b"privtensors.fingerprint.record/1\x00"
 _SET_TAG = b"privtensors.fingerprint.set/1\x00"
+_CHOICE_TAG = b"privtensors.fingerprint.choice/1\x00"
 _HEX_DIGITS = 32
 _MAX_DEPTH = 16
+
+
+class Table(Protocol):
+    """Rows by index: a list, an array."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> object: ...
 
 
 def default_key_path() -> Path:
@@ -67,6 +80,28 @@ class Fingerprinter:
         if not count:
             raise InvalidInput("there is no record", where="fingerprint", fix="Give the data set's records")
         return hmac.digest(self._key, _SET_TAG + struct.pack(">Q", count) + total.to_bytes(32, "big"), "sha256").hex()[:_HEX_DIGITS]
+
+    def of_table(self, rows: Table, *, ordered: bool = False) -> str:
+        """The fingerprint of a table, 32 hex digits: of all its rows, or of :data:`MOST` at most, chosen by the key and their number.
+
+        Up to :data:`MOST` rows it is what :meth:`of` says, unless ``ordered``.
+
+        Args:
+            rows: Each a record as of :meth:`of`.
+            ordered: Whether the place of a row counts. For columns of few different values, such as labels, which say little
+                without their order: two data sets with as many ones and zeros would look like one.
+
+        Raises:
+            InvalidInput: As :meth:`of`.
+        """
+        return self.of((index, rows[index]) if ordered else rows[index] for index in self._chosen(len(rows)))
+
+    def _chosen(self, count: int) -> Sequence[int]:
+        if count <= MOST:
+            return range(count)
+        seed = hmac.digest(self._key, _CHOICE_TAG + struct.pack(">Q", count), "sha256")
+        words = struct.unpack(f">{MOST}Q", hashlib.shake_256(seed).digest(8 * MOST))
+        return sorted({word % count for word in words})
 
     def __repr__(self) -> str:
         return f"Fingerprinter({str(self.key_path)!r})"

@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._mode_utils import no_dispatch
 
 from privtensors.core.backend import Backend
 from privtensors.core.kernel import Kernel, exact
@@ -97,7 +98,7 @@ def resolve(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         kinds = "P" + kinds
     if len(args) < len(row.fill):  # torch drops trailing defaults, which differ between the overloads of one row
         plain.extend(row.fill[len(args) :])
-    if row.inplace and not isinstance(args[0], SafeTensor):
+    if (row.inplace or row.reshapes) and not isinstance(args[0], SafeTensor):
         raise PlaintextLeak(
             f"{func} would write a protected value into a plain tensor",
             where="dispatch",
@@ -133,6 +134,8 @@ def route(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             meter.error = error
     if row.inplace:
         return _write(func, args[0], out)
+    if row.reshapes:
+        return _reshape(func, args, out, first)
     if row.view:
         return _wrap(out, row, backend, first.owner, first.base or first)
     return _wrap(out, row, backend, first.owner, None)
@@ -170,6 +173,15 @@ def _write(func: Any, target: SafeTensor, out: Any) -> SafeTensor:
             fix="write out of place: y = x + z",
         )
     target._state.replace(out)
+    return target
+
+
+def _reshape(func: Any, args: tuple[Any, ...], out: Any, state: State) -> SafeTensor:
+    """The first operand as a view of what it was: whoever else holds that keeps its shape."""
+    target: SafeTensor = args[0]
+    with no_dispatch():  # on the wrapper, which has a shape and no content
+        func(*args)
+    target._state = State(out, state.backend, state.owner, state.base or state)
     return target
 
 

@@ -28,6 +28,7 @@ class Op:
             ``loss`` or ``backward``.
         overloads: ATen overloads that return fresh tensors (or views, see ``view``).
         inplace: ATen overloads that write their first operand.
+        reshapes: ATen overloads that change the shape of their first operand and no value (``vector @ matrix`` ends in one).
         view: The result aliases the first operand.
         alias: The result is the first operand itself (detach): core does it for every backend, no kernel is needed.
         public: The result holds no value of the operands, so a kernel may return a plain tensor.
@@ -40,6 +41,7 @@ class Op:
     view: bool = False
     alias: bool = False
     public: bool = False
+    reshapes: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +58,14 @@ class Route:
     alias: bool
     public: bool
     fill: tuple[Any, ...] = ()
+    reshapes: bool = False
 
 
 _HARDTANH: Final = (None, -1, 1)  # the operand itself is always given
 
 
-def _shape(name: str, *overloads: Any) -> Op:
-    return Op(name, "shape", overloads, view=True)
+def _shape(name: str, *overloads: Any, reshapes: tuple[Any, ...] = ()) -> Op:
+    return Op(name, "shape", overloads, view=True, reshapes=reshapes)
 
 
 OPS: Final[tuple[Op, ...]] = (
@@ -72,7 +75,7 @@ OPS: Final[tuple[Op, ...]] = (
     _shape("transpose", _a.transpose.int),
     _shape("permute", _a.permute.default),
     _shape("unsqueeze", _a.unsqueeze.default),
-    _shape("squeeze", _a.squeeze.default, _a.squeeze.dim, _a.squeeze.dims),
+    _shape("squeeze", _a.squeeze.default, _a.squeeze.dim, _a.squeeze.dims, reshapes=(_a.squeeze_.default, _a.squeeze_.dim)),
     _shape("expand", _a.expand.default),
     _shape("select", _a.select.int),
     _shape("slice", _a.slice.Tensor),
@@ -185,6 +188,7 @@ def _routes() -> Mapping[Any, Route]:
                 raise RegistryError(f"{overload} is in two rows", where="op table")
             fill = _HARDTANH if overload in (_a.hardtanh.default, _a.hardtanh_.default) else ()
             routes[overload] = Route(op.name, inplace, op.view and not inplace, op.alias, op.public, fill)
+        routes.update((overload, Route(op.name, False, False, False, op.public, reshapes=True)) for overload in op.reshapes)
     return MappingProxyType(routes)
 
 

@@ -93,9 +93,7 @@ def bounder_for(model: nn.Module, promise: Promise, engine: Literal["auto", "boo
     return make_bounder(model, promise.clipping_norm, engine=engine)
 
 
-def checked_loss(
-    model: nn.Module, units: Units, own: Callable[[nn.Module, Batch], Tensor] | None, public: Batch | None = None
-) -> Loss:
+def checked_loss(model: nn.Module, units: Units, own: Callable[[nn.Module, Batch], Tensor] | None, public: Batch | None = None) -> Loss:
     """The user's loss, or that of the model's task; one that is not known to keep examples apart is tried on public inputs.
 
     Raises:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
 from dataclasses import replace
 from types import TracebackType
 from typing import Final, Protocol, Self
 
 from privtensors.accounting import Account, Accounts, Ledger, Release, SampledGaussian, Transaction
 from privtensors.accounting.events import event_from_json, group, release_from_json
-from privtensors.errors import AccountingError, KnownDataWarning, PolicyError
+from privtensors.errors import AccountingError, PolicyError
 from privtensors.train.calibration import Plan
 
 CLAIM, DECLASSIFY = "training.claim", "training.declassify"
@@ -173,9 +172,6 @@ def reserve(ledger: Ledger, account: Account, plan: Plan, *, fingerprint: str = 
     """
     accounts, event = Accounts(ledger), plan.event(plan.steps)
     made = accounts.reserve(Release(account, event, TECHNIQUE, fingerprint))
-    if made.aliases:
-        names = ", ".join(repr(name) for name in made.aliases)
-        warnings.warn(f"{account}: the same data is known as {names}, and its ε there is counted apart", KnownDataWarning, stacklevel=2)
     if made.rule == "schedule":
         _LOG.warning("%s: this run takes the whole budget by its fixed schedule; nothing can follow it", account)
     return Reserved(accounts, ledger, made.index, event, durable=durable, rule=made.rule, aliases=made.aliases)

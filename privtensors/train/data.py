@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
+from privtensors.accounting.fingerprint import MOST
 from privtensors.errors import InvalidInput
 from privtensors.train.roles import Batch
 from privtensors.train.sampling import not_poisson
-
-MOST = 10_000
-"""Most examples that are read for a fingerprint, at even distances."""
 
 Collate = Callable[[list[Any]], Mapping[str, Any]]
 """Makes a batch of a list of examples: tensors by name, whose first axis runs over the examples in their order."""
@@ -102,7 +100,7 @@ class Examples:
             yield self.batch(part), len(part)
 
     def rows(self) -> Iterator[object]:
-        """See :meth:`Units.rows`."""
+        """See :meth:`Units.rows`. At most ``accounting.fingerprint.MOST``, at even distances."""
         stride = max(1, -(-self._size // MOST))
         return (self[index] for index in range(0, self._size, stride))
 

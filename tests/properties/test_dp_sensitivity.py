@@ -22,6 +22,12 @@ from privtensors.errors import InvalidInput, LedgerError, UnboundedSensitivity, 
 
 Op = Callable[[Tensor], Tensor]
 
+
+def cube(*shape: int) -> Tensor:
+    """Public numbers of both signs."""
+    return torch.linspace(-1.7, 2.1, math.prod(shape)).view(shape)
+
+
 # What stays within rows, for a matrix with rows on axis 0; W and V are public.
 W = torch.tensor([[0.5, -2.0, 1.0], [3.0, 0.0, -0.25], [1.0, 1.0, 1.0], [0.0, -1.5, 2.0]])
 ROWS: dict[str, Op] = {
@@ -47,6 +53,12 @@ ROWS: dict[str, Op] = {
     "product": lambda x: x * x.tanh(),
     "quotient": lambda x: x / x.abs().clamp(min=0.5),
     "linear": lambda x: torch.nn.functional.linear(x, W[:, : x.shape[-1]] if x.shape[-1] <= 3 else W.T),
+    "addcmul": lambda x: torch.addcmul(x, x.tanh(), torch.linspace(-1, 2, x.shape[-1]), value=-0.7),
+    "addcmul to public": lambda x: torch.addcmul(torch.linspace(-1, 1, x.shape[-1]), x, x.sigmoid()),
+    "a matrix per row": lambda x: torch.bmm(x.unsqueeze(1), cube(x.shape[0], x.shape[-1], x.shape[-1])).squeeze(1),
+    "a matrix per row, left": lambda x: torch.bmm(cube(x.shape[0], x.shape[-1], x.shape[-1]), x.unsqueeze(2)).squeeze(2),
+    "several matrices": lambda x: torch.bmm(torch.stack([x, x.tanh()]), cube(2, x.shape[-1], 2)).transpose(0, 1).flatten(1)[:, :3],
+    "times itself": lambda x: torch.bmm(x.unsqueeze(2), x.tanh().unsqueeze(1)).sum(-1),
     "softmax": lambda x: x.softmax(-1),
     "cumsum": lambda x: x.cumsum(-1),
     "largest": lambda x: torch.cat([x, x.amax(-1, keepdim=True)], -1)[:, 1:],
@@ -82,6 +94,11 @@ SUMS: dict[str, Op] = {
     "count": lambda x: (x > 0.2).sum(),
     "flat": lambda x: x.reshape(-1).sum(0),
     "dot": lambda x: torch.dot(x[:, 0], x[:, -1]),
+    "vector times rows": lambda x: torch.linspace(-2, 1, x.shape[0]) @ x,
+    "several weights": lambda x: torch.bmm(torch.stack([x.T, x.T.abs()]), cube(2, x.shape[0], 3)),
+    "several whole weights": lambda x: torch.bmm(cube(2, 2, x.shape[0]).round(), torch.stack([x, -x])),
+    "several moments": lambda x: torch.bmm(torch.stack([x.T, x.T.tanh()]), torch.stack([x, x.abs()])),
+    "einsum": lambda x: torch.einsum("bi,bj->ij", x, x.clamp(-1, 1)),
     "mv": lambda x: torch.mv(x.T, torch.linspace(0.1, 3, x.shape[0])),
     "none": lambda x: x,
 }
@@ -109,6 +126,11 @@ AFTER: dict[str, Op] = {
     "expand": lambda a: a.unsqueeze(0).expand(3, *a.shape),
     "linear": lambda a: a @ torch.linspace(-2, 3, 2 * a.shape[-1]).view(a.shape[-1], 2) if a.dim() == 2 and a.is_floating_point() else a,
     "vector": lambda a: torch.mv(torch.ones(2, a.shape[0]) / 3, a) if a.dim() == 1 and a.is_floating_point() else a,
+    "row vector": lambda a: a @ cube(1, a.shape[0], 3)[0] if a.dim() == 1 and a.is_floating_point() else a,
+    "several": lambda a: torch.bmm(torch.stack([a, -a]), cube(2, a.shape[-1], 2)) if a.dim() == 2 and a.is_floating_point() else a,
+    "addcmul": lambda a: torch.addcmul(a, a, torch.full((1,), 0.3), value=-2) if a.is_floating_point() else a,
+    "addcmul to public": lambda a: torch.addcmul(torch.ones(1), torch.full((1,), -1.1), a) if a.is_floating_point() else a,
+    "addcmul of public": lambda a: torch.addcmul(a, torch.full((1,), 1 / 3), torch.full((1,), 3.0)) if a.is_floating_point() else a,
     "choose": lambda a: torch.where(torch.tensor(True), a, -a),
     "fill": lambda a: a.masked_fill(torch.tensor(False), 3.0),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import threading
 from collections.abc import Mapping
 from typing import ClassVar, Final, NoReturn
@@ -17,6 +18,7 @@ from privtensors.backends.dp.kernels.guard import guarded
 from privtensors.backends.dp.mechanism import Plan, plan
 from privtensors.backends.dp.payload import Aggregate, Interval, Rows, shape_of_range
 from privtensors.backends.dp.release import Gaussian, Laplace
+from privtensors.backends.dp.source import Source, fingerprints
 from privtensors.backends.dp.technique import DP
 from privtensors.core.backend import Payload
 from privtensors.core.kernel import KernelTable
@@ -67,6 +69,7 @@ class DPBackend:
         self._stream = ByteStream()
         self._lock = threading.Lock()
         self._accounts: tuple[Ledger, Accounts] | None = None
+        self._tables = itertools.count()
 
     def __repr__(self) -> str:
         return f"DPBackend(dataset={self.technique.dataset!r}, unit={self.technique.unit!r})"
@@ -81,15 +84,19 @@ class DPBackend:
         """
         if x.is_meta:
             raise InvalidInput("a tensor on the meta device has no content", where="protect(dp)", fix="give the value")
-        value = x.detach().to(torch.float64, copy=True)
-        axis, count = (None, 1) if value.dim() == 0 else (0, len(value))
-        finite = torch.isfinite(value)
-        alive = finite.flatten(1).all(1) if value.dim() > 1 else finite.view(count)
+        given = x.detach().to(torch.float64, copy=True)
+        axis, count = (None, 1) if given.dim() == 0 else (0, len(given))
+        finite = torch.isfinite(given)
+        alive = finite.flatten(1).all(1) if given.dim() > 1 else finite.view(count)
         ends = self._ends(x.dtype)
-        shape = shape_of_range(tuple(value.shape), axis)
+        shape = shape_of_range(tuple(given.shape), axis)
         bounds = Interval(*(torch.full(shape, end, dtype=torch.float64) for end in ends))
-        value = torch.where(alive.view([-1] + [1] * (value.dim() - 1)) if axis == 0 else alive.view(()), value, 0.0).clamp_(*ends)
-        return Rows(value, axis, torch.arange(count), alive, bounds, x.dtype, integral=not x.dtype.is_floating_point)
+        value = torch.where(alive.view([-1] + [1] * (given.dim() - 1)) if axis == 0 else alive.view(()), given, 0.0).clamp_(*ends)
+        rows = Rows(value, axis, torch.arange(count), alive, bounds, x.dtype, integral=not x.dtype.is_floating_point)
+        # The same data must be known again under other bounds. Where these changed nothing, no second copy is held.
+        table = value if torch.equal(value, given) else given.to(x.dtype)
+        rows.sources = frozenset((Source(table, next(self._tables)),))
+        return rows
 
     def _ends(self, dtype: torch.dtype) -> tuple[float, float]:
         """Smallest and largest value of an entry."""
@@ -107,8 +114,10 @@ class DPBackend:
     def release(self, payload: Payload, mechanism: object, *, disclosure: Disclosure, recorder: Recorder) -> Tensor:
         """Reserve on the ledger, record, add noise, settle: only then the noised value is handed out, in the dtype of the payload.
 
-        Every release is charged, also another one of the same value. Rows that were not aggregated can be released too; their noise hides
-        each row on its own. Whatever fails on the way, the reservation stays and counts in full (fail closed).
+        Every release is charged, also another one of the same value, with the fingerprints of the tables it came from: a
+        KnownDataWarning tells where one of them is known under another data set's name. Rows that were not aggregated can be
+        released too; their noise hides each row on its own. Whatever fails on the way, the reservation stays and counts in full
+        (fail closed).
 
         Args:
             payload: Of this backend.
@@ -121,6 +130,7 @@ class DPBackend:
             LedgerError: The session records to something that keeps no account, or the ledger cannot be written.
             UnboundedSensitivity: One row can change the value without bound.
             BudgetExceeded: The release does not fit the budget of its data set; nothing was released.
+            AccountingError: The key of fingerprints cannot be made or read.
             MixedRelations: The data set's account does not cover this unit.
         """
         if not isinstance(mechanism, (Gaussian, Laplace)):
@@ -135,8 +145,9 @@ class DPBackend:
             assert isinstance(payload, Aggregate)
             held = payload
         chosen = plan(held, mechanism)
+        known = guarded("reveal", fingerprints)(None, held.sources)
         accounts = self._accounts_of(recorder)
-        reservation = accounts.reserve(Release(self._account, chosen.event, TECHNIQUE))
+        reservation = accounts.reserve(Release(self._account, chosen.event, TECHNIQUE, known))
         details = (("release", chosen.describe()), ("data set", str(self._account)), ("reservation", str(reservation.index)))
         recorder.record(dataclasses.replace(disclosure, details=(*disclosure.details, *details)))
         noised: Tensor = guarded("reveal", self._noised)(None, held, chosen)  # an error's frames hold the value

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from privtensors.backends.dp.source import Source
 from privtensors.errors import UnsupportedOp
 
 
@@ -41,9 +42,10 @@ class Rows:
         l1, l2: Largest norm of all entries of one unit together; enforced likewise.
         integral: Whether every entry is a whole number.
         dtype: The dtype that the SafeTensor shows.
+        sources: The tables it was computed from; ``kernels.guard`` hands them on.
     """
 
-    __slots__ = ("alive", "axis", "dtype", "integral", "l1", "l2", "range", "shape", "units", "value")
+    __slots__ = ("alive", "axis", "dtype", "integral", "l1", "l2", "range", "shape", "sources", "units", "value")
     kind = "R"
 
     def __init__(
@@ -61,7 +63,7 @@ class Rows:
     ) -> None:
         self.value, self.axis, self.units, self.alive, self.range, self.dtype = value, axis, units, alive, range, dtype
         self.shape: tuple[int, ...] = tuple(value.shape)
-        self.integral = integral
+        self.integral, self.sources = integral, frozenset[Source]()
         each, times = range.magnitude, multiplicity(units)
         if times == 0 or self.value.numel() == 0:  # nothing of it belongs to anybody
             l1 = l2 = 0.0
@@ -94,9 +96,10 @@ class Aggregate:
         peak: Largest absolute value that each entry can have for any data, float64, the shape of ``value``.
         l1, l2: Largest norm of the change of all entries together. All of these cover the rounding of floating-point arithmetic.
         dtype: The dtype that the SafeTensor shows.
+        sources: As of :class:`Rows`.
     """
 
-    __slots__ = ("dtype", "each", "l1", "l2", "peak", "shape", "value")
+    __slots__ = ("dtype", "each", "l1", "l2", "peak", "shape", "sources", "value")
     kind = "A"
 
     def __init__(
@@ -114,7 +117,7 @@ class Aggregate:
         if slack is not None:
             each = each + slack
             l1, l2 = l1 + float(slack.sum()), l2 + float(torch.linalg.vector_norm(slack))
-        self.value, self.each, self.peak, self.dtype = value, each, peak, dtype
+        self.value, self.each, self.peak, self.dtype, self.sources = value, each, peak, dtype, frozenset[Source]()
         self.shape: tuple[int, ...] = tuple(value.shape)
         # A comparison with NaN is false: what comes first stays.
         self.l1 = min(_upper(float(each.sum())), l1)

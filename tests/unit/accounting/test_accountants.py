@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -20,12 +22,13 @@ from privtensors.accounting import (
     PLDAccountant,
     RDPAccountant,
     Relation,
+    RenyiFilter,
     SampledGaussian,
     ZeroConcentrated,
     calibrate,
     cost,
 )
-from privtensors.accounting.accountants import MAX_GROUPS, Accountant, coarsen, conversion, rdp_curve
+from privtensors.accounting.accountants import MAX_GROUPS, Accountant, _without_series_warnings, coarsen, conversion, rdp_curve
 from privtensors.accounting.events import Event, EventGroups, group
 from privtensors.accounting.profile import zcdp_distribution
 from privtensors.errors import AccountingError, InvalidInput
@@ -211,3 +214,35 @@ def test_accounting_imports_neither_torch_nor_dp_accounting() -> None:
     root = Path(privtensors.__file__).parents[1]
     found = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+# Half of the data in every step: the series of several fractional orders do not converge.
+CROWDED = SampledGaussian(3.0, 0.5, 50)
+
+
+def test_orders_without_a_sum_are_left_out_in_silence(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
+        found = cost(CROWDED, 1e-5)
+        assert RenyiFilter(3.0, 1e-5).spent(group(CROWDED)) < math.inf
+    assert found.pld <= found.rdp < math.inf
+    assert capfd.readouterr() == ("", "") and not caplog.records
+
+
+def test_no_other_message_is_held_back(caplog: pytest.LogCaptureFixture) -> None:
+    logger, before = logging.getLogger("absl"), list(logging.getLogger("absl").filters)
+    said = "_compute_log_a_frac failed to converge after %d iterations"
+
+    def elsewhere() -> None:
+        logger.warning(said, 2)
+
+    with caplog.at_level(logging.WARNING, "absl"), _without_series_warnings():
+        logger.warning(said, 1)
+        logger.warning("another matter")
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+    assert [record.getMessage() for record in caplog.records] == ["another matter", said % 2]
+    assert logger.filters == before
+    with pytest.raises(RuntimeError), _without_series_warnings():
+        raise RuntimeError
+    assert logger.filters == before

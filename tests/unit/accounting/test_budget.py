@@ -190,6 +190,17 @@ def test_known_data_under_another_name_is_reported(accounts: Accounts) -> None:
     assert accounts.statement(REVIEWS).aliases == ("movies",) and accounts.statement(Account("other")).aliases == ()
 
 
+def test_of_several_tables_one_known_is_enough(accounts: Accounts) -> None:
+    accounts.reserve(Release(REVIEWS, Gaussian(2.0), fingerprint=("ab12", "cd34")))
+    for name, known in (("movies", "ab12"), ("films", ("ee", "cd34"))):
+        with pytest.warns(KnownDataWarning, match="'reviews'"):
+            assert accounts.reserve(Release(Account(name), Gaussian(2.0), fingerprint=known)).aliases == ("reviews",)
+    with pytest.warns(KnownDataWarning):
+        held = accounts.reserve(Release(Account("all"), Gaussian(2.0), fingerprint=("ab12", "ee")))
+    assert held.aliases == ("films", "movies", "reviews")
+    assert accounts.statement(REVIEWS).aliases == ("all", "films", "movies")
+
+
 def test_what_a_person_settles_is_on_record(ledger: Ledger, accounts: Accounts) -> None:
     held = accounts.reserve(Release(REVIEWS, SGD))
     for bad in ("", "  ", "a\nb", "x" * 501):

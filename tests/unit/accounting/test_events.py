@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import replace
 
 import dp_accounting
 import pytest
@@ -37,6 +38,16 @@ def test_an_event_survives_json_exactly(event: Event) -> None:
     release = Release(Account("reviews", "user", Relation.ADD_REMOVE), event, "dp_sgd", "ab12")
     assert event_from_json(json.loads(json.dumps(event_to_json(event)))) == event
     assert release_from_json(json.loads(json.dumps(release_to_json(release)))) == release
+    assert release_to_json(release)["fingerprint"] == "ab12" and release.fingerprints == ("ab12",)
+    several = replace(release, fingerprint=("ab12", "cd34"))
+    assert release_from_json(json.loads(json.dumps(release_to_json(several)))) == several and several.fingerprints == ("ab12", "cd34")
+    assert replace(release, fingerprint="").fingerprints == ()
+    for bad in ((), ("ab",), ("ab", "ab"), ("ab", ""), ("ab", 3), ["ab", "cd"], 3):
+        with pytest.raises(InvalidInput):
+            replace(release, fingerprint=bad)
+    for worse in (3, None, {"ab": 1}, ["ab"], ["ab", ["cd"]]):
+        with pytest.raises(InvalidInput):
+            release_from_json({**release_to_json(release), "fingerprint": worse})
 
 
 @pytest.mark.parametrize("noise", [0.0, -1.0, math.inf, math.nan, "1", True, None])

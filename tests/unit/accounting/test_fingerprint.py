@@ -15,7 +15,7 @@ import torch
 
 import privtensors
 from privtensors.accounting import Fingerprinter
-from privtensors.accounting.fingerprint import default_key_path
+from privtensors.accounting.fingerprint import MOST, default_key_path
 from privtensors.errors import AccountingError, InvalidInput, PrivTensorsError
 
 ROOT = Path(privtensors.__file__).parents[1]
@@ -45,6 +45,28 @@ def test_the_form_of_numbers_does_not_matter(maker: Fingerprinter) -> None:
     assert maker.of([["x", "y"]]) == maker.of([np.array(["x", "y"])])
     assert maker.of([[10**30, 1]]) != maker.of([[10**30, 2]])
     assert maker.of([[[1], [2, 3]]]) != maker.of([[[1, 2], [3]]])
+
+
+def test_a_table_is_its_rows_and_of_a_long_one_the_key_chooses_some(maker: Fingerprinter, tmp_path: Path) -> None:
+    rows = np.arange(12.0).reshape(4, 3)
+    assert maker.of_table(rows) == maker.of(rows) == maker.of_table(rows[::-1]) == maker.of_table(rows.tolist())
+    assert maker.of_table(rows, ordered=True) not in (maker.of(rows), maker.of_table(rows[::-1], ordered=True))
+    long = np.arange(2.0 * MOST)
+    read: list[int] = []
+
+    class Watched:
+        def __len__(self) -> int:
+            return len(long)
+
+        def __getitem__(self, index: int) -> object:
+            read.append(index)
+            return long[index]
+
+    found = maker.of_table(Watched())
+    assert MOST / 2 < len(read) == len(set(read)) <= MOST and found == maker.of_table(long)
+    first, read[:] = set(read), []
+    Fingerprinter(tmp_path / "other.key").of_table(Watched())
+    assert first != set(read), "whoever does not have the key does not know which rows count"
 
 
 def test_what_has_no_fingerprint_is_refused(maker: Fingerprinter) -> None:

@@ -99,6 +99,32 @@ def test_views_share_inplace_bookkeeping() -> None:
     assert torch.equal(reveal(x.detach()), torch.ones(2, 3))
 
 
+def test_a_change_of_shape_in_place_makes_a_view_of_what_was(session: Session) -> None:
+    for job in (lambda x: x.squeeze_(0), lambda x: x.squeeze_(), lambda x: x.squeeze_(-3)):
+        x = clear(torch.arange(6.0).view(1, 2, 3))
+        alias, state = x.detach(), x._state
+        assert job(x) is x and x.shape == (2, 3) and x.stride() == (3, 1) and alias.shape == (1, 2, 3)
+        assert x._state.base is state and torch.equal(reveal(x * 2), torch.arange(0.0, 12, 2).view(2, 3))
+        x.add_(1)
+        with pytest.raises(StaleView):
+            alias + 1
+    x = clear(torch.ones(1, 2))
+    with pytest.raises(InvalidInput, match="range"):
+        x.squeeze_(5)
+    assert x.shape == (1, 2) and x.squeeze_(0).shape == (2,)
+
+
+@pytest.mark.parametrize("protected", [(0,), (1,), (0, 1)])
+def test_a_vector_times_a_matrix(session: Session, protected: tuple[int, ...]) -> None:
+    plain = [torch.tensor([1.0, -2.0]), torch.arange(6.0).view(2, 3)]
+    vector, matrix = (clear(p) if i in protected else p for i, p in enumerate(plain))
+    out = vector @ matrix
+    assert out.shape == (3,) and torch.equal(reveal(out), plain[0] @ plain[1])
+    leaf = clear(plain[0]).requires_grad_()
+    (leaf @ clear(plain[1])).sum().backward()
+    assert leaf.grad is not None and torch.equal(reveal(leaf.grad), plain[1].sum(1))
+
+
 def test_meter_counts_and_keeps_the_largest_error(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     x = clear(torch.ones(2))
     table = kernel_table(
@@ -113,9 +139,10 @@ def test_meter_counts_and_keeps_the_largest_error(session: Session, monkeypatch:
 def test_op_table_is_consistent() -> None:
     assert len(BY_NAME) == len(OPS) and len({op.name for op in OPS}) == len(OPS)
     for overload, route in ROUTES.items():
-        assert overload in (BY_NAME[route.op].inplace if route.inplace else BY_NAME[route.op].overloads)
+        op = BY_NAME[route.op]
+        assert overload in (op.reshapes if route.reshapes else op.inplace if route.inplace else op.overloads)
         writes = overload._schema.is_mutable and overload is not aten.native_batch_norm.default
-        assert writes == route.inplace, f"{overload}: declared in place {route.inplace}, its schema says {writes}"
+        assert writes == (route.inplace or route.reshapes), f"{overload}: declared in place {route.inplace}, its schema says {writes}"
 
 
 def test_kernel_table_refuses_duplicates() -> None:

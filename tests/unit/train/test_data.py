@@ -11,8 +11,9 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, WeightedRandomSampler
 
 from privtensors.accounting import Fingerprinter
+from privtensors.accounting.fingerprint import MOST
 from privtensors.errors import AccountingError, InvalidInput
-from privtensors.train.data import MOST, Examples, Users, content
+from privtensors.train.data import Examples, Users, content
 
 ROWS = [{"ids": [i, i + 1], "labels": i % 2, "user": f"u{i % 3}"} for i in range(10)]
 COLUMNS = {"ids": torch.tensor([[i, i + 1] for i in range(10)]), "labels": torch.tensor([i % 2 for i in range(10)])}

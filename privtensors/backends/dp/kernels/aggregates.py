@@ -87,6 +87,15 @@ def mul(a: Any, b: Any) -> Aggregate:
     )
 
 
+def _addcmul(x: Any, a: Any, b: Any, *, value: float = 1) -> Aggregate:
+    """x + value · a · b, of which a or b is public."""
+    target = like(torch.addcmul, x, a, b, value=value)
+    scaled = mul(a, b) if isinstance(a, Aggregate) or isinstance(b, Aggregate) else a.to(torch.float64) * b.to(torch.float64)
+    out = add(x, scaled, alpha=value)
+    out.dtype = target.dtype
+    return out
+
+
 def _div(a: Aggregate, b: Any) -> Aggregate:
     target = like(torch.div, a, b)
     if isinstance(b, (int, float)) and b > 0:
@@ -194,6 +203,8 @@ def kernels() -> Iterator[Kernel]:
         yield kernel("mul", kinds, mul)
     for kinds in ("A", "AP"):
         yield kernel("div", kinds, _div)
+    for kinds in ("APP", "PAP", "PPA", "AAP", "APA"):
+        yield kernel("addcmul", kinds, _addcmul)
     for op, extreme in (("maximum", _extreme(torch.maximum)), ("minimum", _extreme(torch.minimum))):
         for kinds in ("AA", "AP", "PA"):
             yield kernel(op, kinds, extreme)

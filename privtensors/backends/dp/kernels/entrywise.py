@@ -235,8 +235,23 @@ def _eq(a: Any, b: Any) -> Rows:
 _WHOLE: Final = frozenset({"neg", "abs", "relu", "clamp", "add", "sub", "rsub", "mul", "maximum", "minimum", "to_copy"})
 
 
+def _addcmul(x: Any, a: Any, b: Any, *, value: float = 1) -> Rows:
+    """x + value · a · b."""
+    target = like(torch.addcmul, x, a, b, value=value)
+    if isinstance(a, Rows) or isinstance(b, Rows):
+        scaled = mul(a, b)
+    else:  # as exact as what is protected
+        scaled = a.to(torch.float64) * b.to(torch.float64) if target.is_floating_point() else a * b
+    out = add(x, scaled, alpha=value)
+    out.dtype = target.dtype
+    return out
+
+
 def kernels() -> Iterator[Kernel]:
     """Every kernel of this module."""
+    for kinds in map("".join, product("RP", repeat=3)):
+        if "R" in kinds:
+            yield kernel("addcmul", kinds, _addcmul)
     for op, (compute, rule, norms) in _FUNCTIONS.items():
         yield kernel(op, "R", entrywise(op, compute, rule, norms, whole=op in _WHOLE))
     for op, (compute, rule, norms) in _PAIRS.items():

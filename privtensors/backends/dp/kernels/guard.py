@@ -1,14 +1,15 @@
-"""What every kernel goes through: shapes checked on public facts first, and errors that carry no protected value."""
+"""What every kernel goes through: results that know their tables, shapes checked first, errors that carry no protected value."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from privtensors.backends.dp.payload import Aggregate, Rows
+from privtensors.backends.dp.source import Source
 from privtensors.core.kernel import Kernel
 from privtensors.errors import InvalidInput, PrivTensorsError
 
@@ -22,7 +23,7 @@ def kernel(op: str, kinds: str, run: Run) -> Kernel:
 
 
 def guarded(op: str, run: Run) -> Run:
-    """``run`` as a kernel calls it: without the backend, and with errors raised from here.
+    """``run`` as a kernel calls it: without the backend, with the operands' tables on its results, and errors raised from here.
 
     The frames below hold opened values. An error keeps its frames, and debuggers and crash reporters print their locals; so
     errors leave those frames behind.
@@ -31,7 +32,11 @@ def guarded(op: str, run: Run) -> Run:
     def call(_backend: Any, *args: Any, **kwargs: Any) -> Any:
         failed: PrivTensorsError
         try:
-            return run(*args, **kwargs)
+            out = run(*args, **kwargs)
+            sources = frozenset[Source]().union(*(held.sources for held in _held((*args, *kwargs.values()))))
+            for held in _held((out,)):
+                held.sources = held.sources | sources
+            return out
         except PrivTensorsError as error:
             failed = error
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
@@ -41,6 +46,14 @@ def guarded(op: str, run: Run) -> Run:
         raise failed.with_traceback(None)
 
     return call
+
+
+def _held(values: Iterable[Any]) -> Iterator[Held]:
+    for value in values:
+        if isinstance(value, (Rows, Aggregate)):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _held(value)
 
 
 def like(reference: Run, *args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,8 @@
-"""Matrix products: rows times a public matrix stay rows; a product over the rows is an aggregate."""
+"""Matrix products: rows times a public matrix stay rows; a product over the rows is an aggregate.
+
+The last two axes are the matrices'; a first axis, where there are three, runs over independent products. A unit has entries in
+one or in all of them: its L1 and L2 norms are over all, so the largest norm of any of the public matrices bounds their growth.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from torch import Tensor
 from privtensors.backends.dp.contributions import contributions, rounding
 from privtensors.backends.dp.kernels import aggregates, entrywise
 from privtensors.backends.dp.kernels.guard import Held, kernel, like
-from privtensors.backends.dp.payload import Aggregate, Interval, Rows, both_alive, multiplicity, squash
+from privtensors.backends.dp.payload import Aggregate, Interval, Rows, both_alive, join_units, multiplicity, squash
 from privtensors.core.kernel import Kernel
 from privtensors.errors import InvalidInput, UnsupportedOp
 
@@ -20,12 +24,17 @@ _UP = 1 + 1e-9
 
 
 def _operator_norm(weight: Tensor) -> float:
-    """Largest singular value of a public matrix, rounded up; the Frobenius norm bounds it where that is cheaper."""
+    """Largest singular value of public matrices, rounded up; the Frobenius norm bounds it where that is cheaper."""
     if weight.numel() == 0:
         return 0.0
-    if min(weight.shape) > 512:
-        return float(torch.linalg.matrix_norm(weight)) * _UP
-    return float(torch.linalg.matrix_norm(weight, 2)) * _UP
+    if min(weight.shape[-2:]) > 512:
+        return float(torch.linalg.matrix_norm(weight).max()) * _UP
+    return float(torch.linalg.matrix_norm(weight, 2).max()) * _UP
+
+
+def _widest(weight: Tensor) -> float:
+    """Largest L1 norm of a row of public matrices."""
+    return float(weight.abs().sum(-1).max()) if weight.numel() else 0.0
 
 
 def _public(weight: Tensor, where: str) -> Tensor:
@@ -35,21 +44,21 @@ def _public(weight: Tensor, where: str) -> Tensor:
     return wide
 
 
-def product(a: Any, b: Any) -> Held:
-    """``a @ b`` of two matrices, at least one of them protected.
+def product(a: Any, b: Any, *, op: str = "mm") -> Held:
+    """``a @ b`` of two matrices, or of as many pairs as the first axis is long (``op="bmm"``); at least one operand is protected.
 
     Raises:
         UnsupportedOp: Entries of different units would be combined other than by summing over all rows.
         UnboundedSensitivity: A product over rows without finite ranges.
     """
-    dtype = like(torch.mm, a, b).dtype
+    dtype = like(getattr(torch, op), a, b).dtype
     if isinstance(a, Tensor):
-        return _transposed(_times_public(_transposed(b), _public(a, "mm").t(), dtype))
+        return _transposed(_times_public(_transposed(b), _public(a, op).mT, dtype))
     if isinstance(b, Tensor):
-        return _times_public(a, _public(b, "mm"), dtype)
+        return _times_public(a, _public(b, op), dtype)
     if isinstance(a, Rows) and isinstance(b, Rows):
-        return _outer_sum(a, b, dtype)
-    raise UnsupportedOp("the product of two aggregates has no sensitivity that holds for all data", where="mm", fix=_RELEASE)
+        return _within_rows(a, b, dtype) if op == "bmm" and a.axis == b.axis == 0 else _outer_sum(a, b, dtype)
+    raise UnsupportedOp("the product of two aggregates has no sensitivity that holds for all data", where=op, fix=_RELEASE)
 
 
 _RELEASE = "reveal each of them, then multiply the released values: that costs nothing more"
@@ -57,25 +66,24 @@ _RELEASE = "reveal each of them, then multiply the released values: that costs n
 
 def _transposed(x: Held) -> Held:
     if isinstance(x, Aggregate):
-        return Aggregate(x.value.t(), x.each.t(), x.peak.t(), x.dtype, l1=x.l1, l2=x.l2)
-    bounds = Interval(x.range.low.t(), x.range.high.t())
-    axis = None if x.axis is None else 1 - x.axis
-    return Rows(x.value.t(), axis, x.units, x.alive, bounds, x.dtype, l1=x.l1, l2=x.l2, integral=x.integral)
+        return Aggregate(x.value.mT, x.each.mT, x.peak.mT, x.dtype, l1=x.l1, l2=x.l2)
+    bounds, first, last = Interval(x.range.low.mT, x.range.high.mT), len(x.shape) - 2, len(x.shape) - 1
+    axis = last if x.axis == first else first if x.axis == last else x.axis
+    return Rows(x.value.mT, axis, x.units, x.alive, bounds, x.dtype, l1=x.l1, l2=x.l2, integral=x.integral)
 
 
 def _times_public(a: Any, weight: Tensor, dtype: torch.dtype) -> Held:
     if isinstance(a, Aggregate):
         return times_public(a, weight, dtype)
-    return _rows_times(a, weight, dtype) if a.axis == 0 else _weighted_sum(a, weight, dtype)
+    return _weighted_sum(a, weight, dtype) if a.axis == len(a.shape) - 1 else _rows_times(a, weight, dtype)
 
 
 def times_public(a: Aggregate, weight: Tensor, dtype: torch.dtype) -> Aggregate:
-    """An aggregate matrix times a public one: changes go through the same map, plus rounding at both neighbours."""
+    """Aggregate matrices times public ones: changes go through the same map, plus rounding at both neighbours."""
     size = weight.abs()
     each, peak = a.each @ size, a.peak @ size
-    widest = float(size.sum(1).max()) if weight.numel() else 0.0
-    slack = 2 * rounding(weight.shape[0]) * (peak + each)
-    return Aggregate(a.value @ weight, each, peak, dtype, l1=a.l1 * widest * _UP, l2=a.l2 * _operator_norm(weight), slack=slack)
+    slack = 2 * rounding(weight.shape[-2]) * (peak + each)
+    return Aggregate(a.value @ weight, each, peak, dtype, l1=a.l1 * _widest(weight) * _UP, l2=a.l2 * _operator_norm(weight), slack=slack)
 
 
 def _rows_times(a: Rows, weight: Tensor, dtype: torch.dtype) -> Rows:
@@ -85,27 +93,27 @@ def _rows_times(a: Rows, weight: Tensor, dtype: torch.dtype) -> Rows:
         plus, minus = weight.clamp(min=0), weight.clamp(max=0)
         low, high = a.range.low @ plus + a.range.high @ minus, a.range.high @ plus + a.range.low @ minus
     else:
-        high = torch.full((1, weight.shape[1]), math.inf, dtype=torch.float64)
+        high = torch.full((1, weight.shape[-1]), math.inf, dtype=torch.float64)
         low = -high
-    bounds = squash(Interval(low, high), tuple(value.shape), 0)
-    widest = float(weight.abs().sum(1).max()) if weight.numel() else 0.0
+    bounds = squash(Interval(low, high), tuple(value.shape), a.axis)
+    widest = _widest(weight)
     l1 = a.l1 * widest * _UP if widest else 0.0
     l2 = a.l2 * _operator_norm(weight) if widest else 0.0
-    return Rows(value, 0, a.units, a.alive, bounds, dtype, l1=l1, l2=l2)
+    return Rows(value, a.axis, a.units, a.alive, bounds, dtype, l1=l1, l2=l2)
 
 
 def _weighted_sum(a: Rows, weight: Tensor, dtype: torch.dtype) -> Aggregate:
     """Σ over rows r of a_r ⊗ w_r with public w: a unit with m rows changes it by at most m times its largest product."""
-    rows = a.shape[1]
+    rows = a.shape[-1]
     whole = bool((weight == weight.round()).all())
-    most = weight.abs().amax(0, keepdim=True) if rows else torch.zeros(1, weight.shape[1], dtype=torch.float64)
+    most = weight.abs().amax(-2, keepdim=True) if rows else weight.new_zeros(*weight.shape[:-2], 1, weight.shape[-1])
     peak_weight = float(most.max()) if most.numel() else 0.0
     exact = whole and peak_weight <= 2**20
     added = contributions(a, "mm", terms=rows, factor=max(peak_weight, 1.0), exact=exact)
     times, each = multiplicity(a.units), a.range.magnitude
-    peak = each @ weight.abs().sum(0, keepdim=True)
-    l1_weight = float(weight.abs().sum(1).max()) if weight.numel() else 0.0
-    l2_weight = float(torch.linalg.vector_norm(weight, dim=1).max()) if weight.numel() else 0.0
+    peak = each @ weight.abs().sum(-2, keepdim=True)
+    l1_weight = _widest(weight)
+    l2_weight = float(torch.linalg.vector_norm(weight, dim=-1).max()) if weight.numel() else 0.0
     slack = None if exact else 2 * rounding(rows) * peak
     l2 = math.sqrt(max(times, 1)) * a.l2 * l2_weight * _UP
     return Aggregate(added @ weight, times * (each @ most), peak, dtype, l1=a.l1 * l1_weight * _UP, l2=l2, slack=slack)
@@ -113,7 +121,7 @@ def _weighted_sum(a: Rows, weight: Tensor, dtype: torch.dtype) -> Aggregate:
 
 def _outer_sum(a: Rows, b: Rows, dtype: torch.dtype) -> Aggregate:
     """Σ over rows r of a_r ⊗ b_r, both protected: group sums by one-hot rows, second moments."""
-    if a.axis != 1 or b.axis != 0 or not torch.equal(a.units, b.units):
+    if a.axis != len(a.shape) - 1 or b.axis != len(b.shape) - 2 or not torch.equal(a.units, b.units):
         raise UnsupportedOp(
             "rows of different units would be multiplied",
             where="mm",
@@ -132,6 +140,19 @@ def _outer_sum(a: Rows, b: Rows, dtype: torch.dtype) -> Aggregate:
     peak = rows * each
     slack = None if exact else 2 * rounding(rows) * peak
     return Aggregate(left @ right, times * each, peak, dtype, l1=a.l1 * b.l1 * _UP, l2=a.l2 * b.l2 * _UP, slack=slack)
+
+
+def _within_rows(a: Rows, b: Rows, dtype: torch.dtype) -> Rows:
+    """A matrix of each row times another of the same row: both norms of a product are at most the product of the norms."""
+    axis, units, alive = join_units([a, b], tuple(like(torch.bmm, a, b).shape), "bmm")
+    value, most = a.value @ b.value, a.range.magnitude @ b.range.magnitude
+    most = torch.where(torch.isnan(most), math.inf, most)  # an unknown range times 0
+    bounds = squash(Interval(-most, most), tuple(value.shape), axis)
+    return Rows(value, axis, units, alive, bounds, dtype, l1=a.l1 * b.l1 * _UP, l2=a.l2 * b.l2 * _UP)
+
+
+def _bmm(a: Any, b: Any) -> Held:
+    return product(a, b, op="bmm")
 
 
 def _mv(a: Any, b: Any) -> Held:
@@ -174,6 +195,7 @@ def kernels() -> Iterator[Kernel]:
     """Every kernel of this module."""
     for kinds in ("RP", "PR", "RR", "AP", "PA"):
         yield kernel("mm", kinds, product)
+        yield kernel("bmm", kinds, _bmm)
         yield kernel("mv", kinds, _mv)
         yield kernel("dot", kinds, _dot)
     for kinds in ("PRP", "PPR", "PAP", "PPA", "PRR"):

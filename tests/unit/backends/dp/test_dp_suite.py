@@ -17,7 +17,7 @@ from privtensors.core.recorder import Disclosure, Recorder
 from privtensors.testing.backend_suite import BackendSuite
 
 _ROWS = "it would combine the rows of different units other than by a sum"
-_SPELL = "written with mul and add it is tracked as well"
+_SPELL = "written with mul, bmm and add it is tracked as well"
 _MODEL = "a model is trained by DP-SGD, not on noised tensors"
 _IMAGES = "kernels are for tables; images go through a model"
 _ZERO = "unbounded where the divisor or argument may be 0, and the bounds of this suite have 0 in them"
@@ -27,8 +27,9 @@ _UNITS = "entries of different units would meet"
 class TestDP(BackendSuite):
     missing: ClassVar[dict[str, str]] = {
         **{op.name: _MODEL for op in OPS if op.category in ("backward", "loss")},
-        **{op: _SPELL for op in ("addcmul", "addcdiv", "lerp", "log_sigmoid")},
-        **{op: _IMAGES for op in ("bmm", "baddbmm", "convolution", "avg_pool2d", "adaptive_avg_pool2d", "max_pool2d")},
+        **{op: _SPELL for op in ("addcdiv", "lerp", "log_sigmoid")},
+        "baddbmm": _SPELL,
+        **{op: _IMAGES for op in ("convolution", "avg_pool2d", "adaptive_avg_pool2d", "max_pool2d")},
         **{op: _MODEL for op in ("layer_norm", "batch_norm", "attention")},
         **{f"{op}[{case}]": _ROWS for op, case in (("argmax", "first axis"), ("argmax", "all"), ("softmax", "first axis"))},
         **{f"{op}[{case}]": _ZERO for op in ("rsqrt", "reciprocal") for case in ("ramp", "small")},
@@ -60,7 +61,7 @@ class TestDP(BackendSuite):
     def refusal(self, op: str, a: tuple[int, ...], b: tuple[int, ...]) -> str:
         if op in ("mm", "mv"):
             return _UNITS
-        if op in ("dot", "embedding", "bincount", "masked_fill", "where") or op in self.missing:
+        if op in ("bmm", "dot", "embedding", "bincount", "masked_fill", "where") or op in self.missing:
             return ""
         first, second = torch.broadcast_tensors(_units(a), _units(b))
         return "" if torch.equal(first, second) else _UNITS
