@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Generator, Iterator
 
@@ -26,6 +27,12 @@ def _own_data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
         yield
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded by now stays: a service ends every session with a full collection of garbage, half a second each over all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 def forbidden_skip(report: pytest.TestReport | pytest.CollectReport) -> str | None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 _SLACK: Final = 16  # update_into wants room for one more block
 _CHUNK: Final = 1 << 20
+_ZEROS: Final = memoryview(bytes(_CHUNK))
 
 
 class ByteStream:
@@ -23,7 +24,6 @@ class ByteStream:
     def __init__(self, seed: bytes | None = None) -> None:
         key = secrets.token_bytes(32) if seed is None else seed
         self._stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
-        self._zeros = np.zeros(_CHUNK, dtype=np.uint8)
 
     def __repr__(self) -> str:
         return "ByteStream(seed=hidden)"
@@ -44,7 +44,7 @@ class ByteStream:
         count = len(buffer) - _SLACK
         for start in range(0, count, _CHUNK):
             step = min(count - start, _CHUNK)
-            self._stream.update_into(self._zeros[:step].data, buffer[start : start + step + _SLACK].data)
+            self._stream.update_into(_ZEROS[:step], buffer[start : start + step + _SLACK].data)
         return buffer[:count]
 
     def words(self, count: int) -> NDArray[np.uint64]:

@@ -1,4 +1,7 @@
-"""Three processes started by the command line: the answers, rounds and bytes of one process, any start order, clean ends."""
+"""Three processes of the command line: the answers, rounds and bytes of one process, any start order, clean ends.
+
+The example's four start from nothing; the others are forked from one that has imported torch (:mod:`tests.warm`).
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from privtensors.deploy import connect
 from privtensors.hf.wrap import wrap
 from privtensors.policy import Policy
 from privtensors.testing.assets import minilm_path, require_asset
+from tests import warm
 from tests.unit.deploy.places import memory_session, write_deployment
 from tests.unit.hf.tiny import build, text_inputs
 
@@ -34,25 +38,24 @@ def free_ports() -> tuple[int, int]:
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "privtensors", *arguments]
+    return ["-m", "privtensors", *arguments]
 
 
 @contextmanager
-def party(policy: Path, role: str) -> Iterator[subprocess.Popen[str]]:
+def party(policy: Path, role: str) -> Iterator[warm.Process]:
     """A server or dealer process; must end with 0 when it is told to."""
-    log = policy.parent / f"{role}.log"
-    with log.open("w") as errors:
-        process = subprocess.Popen(command("serve", str(policy), "--as", role), stdout=subprocess.PIPE, stderr=errors, text=True)
+    log, out = policy.parent / f"{role}.log", policy.parent / f"{role}.out"
+    process = warm.Process(command("serve", str(policy), "--as", role), stdout=out, stderr=log)
+    try:
+        yield process
+    finally:
+        process.signal(signal.SIGTERM)
         try:
-            yield process
+            code = process.wait(30)
         finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                output, _ = process.communicate(timeout=30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                raise
-    assert process.returncode == 0, log.read_text()
+            process.close()
+    output = out.read_text()
+    assert code == 0, log.read_text()
     assert output.startswith(f"{role} listens at 127.0.0.1:") and output.endswith(f"{role} ended\n")
     assert "Traceback" not in log.read_text()
 
@@ -77,12 +80,12 @@ def test_three_processes_answer_as_one_does_whatever_starts_first(tmp_path: Path
     policy = write_deployment(tmp_path, "bert", ports=free_ports())
     give_tokenizer(tmp_path / "client-model")
     ask = command("infer", str(policy), "--text", TEXT, "--json", "--timeout", str(START_S), "--ledger", str(tmp_path / "ledger.sqlite"))
-    client = subprocess.Popen(ask, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    output, errors = tmp_path / "answers.json", tmp_path / "client.log"
+    client = warm.Process(ask, stdout=output, stderr=errors)
     time.sleep(0.5)
-    with party(policy, "server"), party(policy, "dealer"):
-        output, errors = client.communicate(timeout=START_S)
-        assert client.returncode == 0, errors
-        (answer,) = json.loads(output)["answers"]
+    with client, party(policy, "server"), party(policy, "dealer"):
+        assert client.wait(START_S) == 0, errors.read_text()
+        (answer,) = json.loads(output.read_text())["answers"]
         inputs = {"input_ids": torch.tensor([[2, *range(10, 30), 3]]), "token_type_ids": torch.zeros(1, 22, dtype=torch.int64)}
         inputs["attention_mask"] = torch.ones(1, 22, dtype=torch.int64)
         assert (answer["rounds"], answer["bytes_sent"]) == spent(build("bert"), inputs)
@@ -93,7 +96,7 @@ def test_three_processes_answer_as_one_does_whatever_starts_first(tmp_path: Path
             logits = remote(**text_inputs("bert")).logits
         with torch.no_grad():
             assert float((logits - build("bert")(**text_inputs("bert")).logits).abs().max()) < 0.05
-    verified = subprocess.run(command("ledger", "verify", "--ledger", str(tmp_path / "ledger.sqlite")), capture_output=True, text=True)
+    verified = warm.run(*command("ledger", "verify", "--ledger", str(tmp_path / "ledger.sqlite")))
     assert verified.returncode == 0 and "1 row checked" in verified.stdout
 
 
@@ -136,7 +139,7 @@ def test_a_missing_party_and_a_wrong_file_are_one_line(tmp_path: Path) -> None:
         (("serve", str(policy), "--as", "server", "--model", str(tmp_path / "keys")), "no config.json"),
         (("keys", "init", str(policy)), "never overwritten"),
     ):
-        result = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=START_S)
+        result = warm.run(*command(*arguments), timeout=START_S)
         assert result.returncode in (1, 2), arguments
         assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1 and message in result.stderr
 

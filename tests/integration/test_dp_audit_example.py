@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
+
+from tests import warm
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "audit_dp.py"
 
 
 def run(*arguments: str) -> list[str]:
-    command = [sys.executable, "-W", "error", str(EXAMPLE), "--canaries", "1000", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    done = warm.run("-W", "error", str(EXAMPLE), "--canaries", "1000", *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

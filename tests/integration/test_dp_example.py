@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
+
+from tests import warm
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "release_statistics.py"
 
 
 def test_release_statistics() -> None:
-    done = subprocess.run([sys.executable, "-W", "error", str(EXAMPLE)], capture_output=True, text=True, check=False, timeout=300)
+    done = warm.run("-W", "error", str(EXAMPLE))
     assert done.returncode == 0, done.stderr
     relative = {line[:24].strip(): float(line.rsplit(" ", 1)[1]) for line in done.stdout.splitlines() if "largest error" in line}
     assert len(relative) == 5

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
 import select
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from tests import warm
 from tests.security.proxy import Link
 from tests.unit.deploy.places import write_deployment
 
@@ -32,15 +28,12 @@ class Process:
 
     def __init__(self, arguments: list[str], log: Path) -> None:
         self.log = log
-        with log.open("w") as errors:
-            self.popen = subprocess.Popen(
-                [sys.executable, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, bufsize=1
-            )
+        self._process = warm.Process(arguments, stderr=log)
 
     @property
     def pid(self) -> int:
         """Its id."""
-        return self.popen.pid
+        return self._process.pid
 
     def line(self, seconds: float) -> str:
         """The next line it prints.
@@ -49,28 +42,30 @@ class Process:
             TimeoutError: None came.
             EOFError: It ended.
         """
-        assert self.popen.stdout is not None
-        if not select.select([self.popen.stdout], [], [], seconds)[0]:
+        stdout = self._process.stdout
+        assert stdout is not None
+        if not select.select([stdout], [], [], seconds)[0]:
             raise TimeoutError(f"nothing within {seconds:g} s from {self.log.name}")
-        text = self.popen.stdout.readline()
+        text = stdout.readline()
         if not text:
             raise EOFError(f"{self.log.name}: {self.log.read_text()[-500:]}")
         return text
 
+    def say(self, text: str) -> None:
+        """Write it a line."""
+        self._process.stdin.write(text + "\n")
+
+    def wait(self, seconds: float) -> int:
+        """Its exit code."""
+        return self._process.wait(seconds)
+
     def signal(self, number: int) -> None:
         """Send a signal, where it still runs."""
-        if self.popen.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, number)
+        self._process.signal(number)
 
     def kill(self) -> None:
         """Kill it, stopped or not."""
-        self.signal(signal.SIGKILL)
-        self.popen.wait(10)
-        for pipe in (self.popen.stdin, self.popen.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+        self._process.close()
 
 
 class Client(Process):
@@ -85,8 +80,7 @@ class Client(Process):
         if not self.warm:
             assert json.loads(self.line(START_S)) == {"ready": True}
             self.warm = True
-        assert self.popen.stdin is not None
-        self.popen.stdin.write(json.dumps(what) + "\n")
+        self.say(json.dumps(what))
 
     def reply(self, seconds: float = 60) -> dict[str, Any]:
         """How it ended."""

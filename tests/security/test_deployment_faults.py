@@ -7,7 +7,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from privtensors.transport.tls import make_test_certificates
+from tests import warm
 from tests.security.faults import Fault, Trial, all_faults, in_time
 from tests.security.processes import START_S, Parties, Role, parties
 
@@ -78,8 +78,7 @@ def test_every_fault_at_every_point_under_the_limits_that_ship(tmp_path: Path) -
 def infer(place: Parties, *more: str) -> tuple[subprocess.CompletedProcess[str], float]:
     """The command line's client; it must end with one line."""
     start = time.monotonic()
-    arguments = [sys.executable, "-m", "privtensors", "infer", str(place.client_policy), "--text", "word20 word21", *more]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=START_S)
+    done = warm.run("-m", "privtensors", "infer", str(place.client_policy), "--text", "word20 word21", *more, timeout=START_S)
     return done, time.monotonic() - start
 
 
@@ -102,8 +101,7 @@ def test_the_command_line_says_in_one_line_what_was_lost(place: Parties, party: 
     served, _ = infer(place, "--ledger", str(ledger), "--json")
     assert served.returncode == 0 and json.loads(served.stdout)["ok"]
     # The row is the second request's alone.
-    verify = [sys.executable, "-m", "privtensors", "ledger", "verify", "--ledger", str(ledger)]
-    shown = subprocess.run(verify, capture_output=True, text=True)
+    shown = warm.run("-m", "privtensors", "ledger", "verify", "--ledger", str(ledger))
     assert "1 row checked" in shown.stdout
 
 
@@ -223,5 +221,5 @@ def test_services_end_cleanly_when_told(place: Parties) -> None:
     for role in roles:
         process = place.services[role]
         process.signal(signal.SIGTERM)
-        assert process.popen.wait(30) == 0
+        assert process.wait(30) == 0
         place.replace(role)

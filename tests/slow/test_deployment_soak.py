@@ -6,6 +6,7 @@ import itertools
 import os
 import random
 import re
+import signal
 import threading
 import time
 from collections import Counter
@@ -100,7 +101,7 @@ class Soak:
         """SIGKILL; another process takes a service's place."""
         self.kills[victim] += 1
         if victim == "client":
-            self.clients[chance.randrange(len(self.clients))].popen.kill()
+            self.clients[chance.randrange(len(self.clients))].signal(signal.SIGKILL)
         else:
             role: Role = "server" if victim == "server" else "dealer"
             self.place.replace(role)

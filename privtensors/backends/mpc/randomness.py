@@ -13,6 +13,7 @@ from torch import Tensor
 
 _SLACK: Final = 16  # update_into wants room for one more block
 _CHUNK: Final = 1 << 24
+_ZEROS: Final = memoryview(bytes(_CHUNK))  # shared: 16 MiB to be cleared for every stream cost more than a small request
 
 # Bytes per word.
 WIDTH: Final = {torch.int64: 8, torch.int32: 4, torch.int16: 2, torch.int8: 1}
@@ -30,7 +31,6 @@ class Prg:
         self._device = device
         key = secrets.token_bytes(32) if seed is None else seed
         self._stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
-        self._zeros = np.zeros(_CHUNK, dtype=np.uint8)
 
     def __repr__(self) -> str:
         return "Prg(seed=hidden)"
@@ -39,7 +39,7 @@ class Prg:
         done = 0
         while done < count:
             step = min(count - done, _CHUNK)
-            self._stream.update_into(self._zeros[:step].data, raw[done : done + step + _SLACK - 1].data)
+            self._stream.update_into(_ZEROS[:step], raw[done : done + step + _SLACK - 1].data)
             done += step
 
     def words(self, shape: tuple[int, ...], dtype: torch.dtype = torch.int64) -> Tensor:

@@ -51,7 +51,9 @@ class QueueChannel:
     def exchange(self, messages: list[Message]) -> list[Tensor]:
         ours = [(m.bits, tuple(m.words.shape[1:]), pack(m.words[0], m.bits)) for m in messages if m.reaches(1 - self._party)]
         self._out.put((self._label, ours))
-        label, theirs = self._into.get(timeout=20)
+        label, theirs = self._into.get(timeout=20) or (None, None)
+        if label is None:
+            raise PeerLost("the other party has ended", where="test")
         if label != self._label:
             raise FrameError(f"step {label!r}, due is {self._label!r}", where="test")
         received, out = iter(theirs), []
@@ -163,6 +165,8 @@ def apart(
             errors.append(PeerLost("nothing came", where="test"))
         except BaseException as error:
             errors.append(error)
+        finally:
+            queues[party].put(None)  # whoever waits for more need not wait long
 
     threads = [threading.Thread(target=run, args=(party,)) for party in (0, 1)]
     for thread in threads:
