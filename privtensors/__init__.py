@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from privtensors.backends.mpc.technique import MPC
     from privtensors.core import SafeTensor, Session, convert, load, protect, reveal, save
     from privtensors.errors import PrivTensorsError
-    from privtensors.hf import PrivateModel, pipeline, wrap
+    from privtensors.hf import DPTrainer, PrivateModel, pipeline, wrap
+    from privtensors.obfuscation.technique import Obfuscation
     from privtensors.policy import Policy
 
 __version__ = "0.1.0"
@@ -22,9 +23,11 @@ __all__ = [
     "DP",
     "MPC",
     "Clear",
+    "DPTrainer",
     "Gaussian",
     "Laplace",
     "Ledger",
+    "Obfuscation",
     "Policy",
     "PrivTensorsError",
     "PrivateModel",
@@ -50,7 +53,8 @@ def __getattr__(name: str) -> Any:
         "privtensors.backends.mpc.technique": ("MPC",),
         "privtensors.core": ("SafeTensor", "Session", "convert", "load", "protect", "reveal", "save"),
         "privtensors.errors": ("PrivTensorsError",),
-        "privtensors.hf": ("PrivateModel", "pipeline", "wrap"),
+        "privtensors.hf": ("DPTrainer", "PrivateModel", "pipeline", "wrap"),
+        "privtensors.obfuscation.technique": ("Obfuscation",),
         "privtensors.policy": ("Policy",),
     }
     for module, names in homes.items():

@@ -221,3 +221,15 @@ class UnboundedSensitivity(UnsupportedOp):
 
 class AuditError(PrivTensorsError):
     """A run cannot be audited as asked: its model, data or loss leave no room for canaries, or it ended without an observation."""
+
+
+class ObfuscationError(PrivTensorsError):
+    """A model, tokenizer, key or folder cannot be obfuscated as asked, or read back."""
+
+
+class WrongKey(ObfuscationError):
+    """An obfuscation key is missing, of the wrong length, badly kept, does not open with this passphrase, or is another model's."""
+
+
+class UnpairedFolders(ObfuscationError):
+    """A client folder and a server folder do not come from one conversion, or are given in the wrong order."""

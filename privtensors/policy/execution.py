@@ -15,7 +15,7 @@ from privtensors.policy.facts import Fact
 from privtensors.policy.forms import Plaintext
 from privtensors.policy.phases import Phase, Stage
 from privtensors.policy.state import State, Transition, initial
-from privtensors.policy.technique import Scene, Technique
+from privtensors.policy.technique import Guarantee, Scene, Technique
 
 Bound = tuple[Technique, Transition]
 
@@ -134,9 +134,13 @@ def _cast(stage: Stage, chosen: Sequence[Technique]) -> dict[str, str]:
             contested.setdefault(tuple(sorted(claimants)), []).append(role)
         roles[role] = claimants[0]
     for claimants_, wanted in sorted(contested.items()):
+        classes = {t.name: t.guarantee for t in chosen if t.name in claimants_}
+        apart = "; ".join(f"{name} is {guarantee}" for name, guarantee in sorted(classes.items()))
+        mixed = Guarantee.HEURISTIC in classes.values() and set(classes.values()) - {Guarantee.HEURISTIC, Guarantee.NONE}
         raise refuse(
             stage,
-            f"{' and '.join(claimants_)} both claim to compute or do: {', '.join(wanted)}; only one technique can",
+            f"{' and '.join(claimants_)} both claim to compute or do: {', '.join(wanted)}; only one technique can"
+            + (f" ({apart}: the heuristic one never counts as the other)" if mixed else ""),
             "Keep one of them in this stage",
             technique=claimants_[0],
         )

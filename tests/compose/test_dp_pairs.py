@@ -18,6 +18,9 @@ EXPECTED = {
     ("infer", "mpc"): "DP does not support stage infer",
     ("release", "clear"): "does not support stage",
     ("release", "mpc"): "does not support stage",
+    ("train", "obfuscation"): "never counts as differential privacy",
+    ("infer", "obfuscation"): "DP does not support stage infer",
+    ("release", "obfuscation"): "a release must be NOISED",
 }
 
 
@@ -42,7 +45,7 @@ def test_pair(stage: Stage, other: str) -> None:
         assert explained and expected in ("", WORKS)
 
 
-@pytest.mark.parametrize("other", [name for name in OTHERS if name in ("clear", "mpc")])
+@pytest.mark.parametrize("other", [name for name in OTHERS if name in ("clear", "mpc", "obfuscation")])
 def test_trained_with_dp_and_served_by(other: str) -> None:
     policy = Policy(train=[technique()], infer=[other])
     assert "noised (eps 3" in str(policy.explain()) and Policy.from_toml(policy.to_toml()) == policy

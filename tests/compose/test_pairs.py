@@ -28,6 +28,15 @@ EXPECTED = {
         for a, b in (("clear", "clear"), ("clear", "mpc"), ("mpc", "mpc"))
     },
     ("train", "mpc", "mpc"): "listed 2 times",
+    ("infer", "clear", "obfuscation"): "both claim to compute",
+    ("infer", "mpc", "obfuscation"): "the heuristic one never counts as the other",
+    ("infer", "obfuscation", "obfuscation"): "listed 2 times",
+    ("train", "mpc", "obfuscation"): "never counts as differential privacy",
+    ("release", "mpc", "obfuscation"): "does not support stage",
+    **{
+        (stage, a, "obfuscation"): "does not support stage"
+        for stage, a in (("train", "clear"), ("train", "obfuscation"), ("release", "clear"), ("release", "obfuscation"))
+    },
 }
 WORKS = "works"
 
