@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from privtensors import __version__
 from privtensors.cli.audit import app as audit
 from privtensors.cli.backends import app as backends
+from privtensors.cli.convert import convert
 from privtensors.cli.deal import deal
 from privtensors.cli.demo import demo
 from privtensors.cli.explain import explain
@@ -19,6 +20,7 @@ from privtensors.cli.keys import app as keys
 from privtensors.cli.ledger import app as ledger
 from privtensors.cli.serve import serve
 from privtensors.cli.text import one_line
+from privtensors.cli.train import train
 from privtensors.errors import PrivTensorsError, UsageError
 
 
@@ -70,9 +72,11 @@ def root(
 app.command(epilog="Example: privtensors demo --reviews 8 --json")(demo)
 app.command(epilog="Example: privtensors explain policy.toml --collude server,dealer")(explain)
 app.add_typer(backends, name="backends")
+app.command(epilog="Example: privtensors convert --model ./my-classifier --client client/ --server server/")(convert)
 app.command(epilog="Example: privtensors serve policy.toml --as server")(serve)
 app.command(epilog="Example: privtensors deal policy.toml --for 20 --tokens 32,128")(deal)
 app.command(epilog='Example: privtensors infer policy.toml --text "A film to remember."')(infer)
+app.command(epilog="Example: privtensors train --model_name_or_path keyed --dataset_name reviews.csv --do_train --output_dir tuned")(train)
 app.add_typer(keys, name="keys")
 app.add_typer(ledger, name="ledger")
 app.add_typer(audit, name="audit", epilog="Example: privtensors audit dp --epsilon 2 --json")

@@ -9,6 +9,7 @@ from privtensors.core.session import Session
 from privtensors.errors import InvalidInput
 from privtensors.hf import argmax
 from privtensors.hf.model import PrivateModel
+from privtensors.hf.obfuscated import ObfuscatedModel
 from privtensors.hf.wrap import wrap
 from privtensors.policy import Policy
 from privtensors.policy.assets import Outputs
@@ -48,7 +49,7 @@ def pipeline(
 
     Raises:
         InvalidInput: The task is not supported, there is no model, or a policy was given with a PrivateModel.
-        PolicyError, UnknownFamily, OutOfRange: As :func:`privtensors.wrap`.
+        PolicyError, UnknownFamily, OutOfRange, WrongKey, ObfuscationError: As :func:`privtensors.wrap`.
     """
     if task not in TASKS:
         raise InvalidInput(f"task {task!r} is not supported", where="pipeline", fix=f"Supported: {', '.join(TASKS)}")
@@ -69,6 +70,8 @@ def pipeline(
     else:
         private = wrap(stock.model, policy or Policy(infer=["mpc"]), session=session, progress=progress)
     stock.model, stock.private = private.model, private
+    if isinstance(private, ObfuscatedModel) and private.processor is None:  # so that save_pretrained needs no other
+        private.processor = stock.tokenizer or stock.image_processor
     if private.policy.outputs == Outputs.ARGMAX and task != "feature-extraction":
         argmax.label_only(stock)
     pipe: Pipeline = stock

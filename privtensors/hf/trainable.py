@@ -17,6 +17,7 @@ from privtensors.hf.families import Family, family_for
 from privtensors.hf.fit import fit
 from privtensors.hf.fit_options import FitOptions
 from privtensors.hf.model import PrivateModel
+from privtensors.hf.obfuscated import ObfuscatedModel
 from privtensors.policy import Explanation, Policy, Role
 from privtensors.train.preparation import Promise, ledger_of
 from privtensors.train.result import FitResult
@@ -58,6 +59,17 @@ class TrainableModel(PrivateModel):
     def model(self) -> Any:
         """The private copy under the ``infer`` stage, made when first asked for and after every run; without that stage the plain model."""
         return self.plain if self._serve is None else self._inference().model
+
+    @property
+    def served(self) -> PrivateModel:
+        """What computes the ``infer`` stage: made when first asked for and after every run. Its ``save_pretrained`` is that technique's.
+
+        Raises:
+            PolicyError: The policy has no ``infer`` stage.
+        """
+        if self._serve is None:
+            raise PolicyError("it has no infer stage", where="served", fix="Policy(train=[DP(...)], infer=[...])")
+        return self._inference()
 
     def __call__(self, *args: Any, **inputs: Any) -> ModelOutput:
         """As :meth:`PrivateModel.__call__` under the ``infer`` stage; without one, the plain model's answer, without gradients."""
@@ -133,6 +145,8 @@ class TrainableModel(PrivateModel):
         if self._served is None:
             assert self._serve is not None
             self._served = self._serve()
+            if isinstance(self._served, ObfuscatedModel):
+                self._served.runs = self.runs
             self._fronts = self._served._fronts
         return self._served
 

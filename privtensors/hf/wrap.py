@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,7 @@ from privtensors.hf.prepare import (
     without_content,
 )
 from privtensors.hf.training import trains
+from privtensors.obfuscation.technique import Obfuscation
 from privtensors.policy import Policy, Role, Technique
 from privtensors.policy.assets import Outputs
 
@@ -40,6 +42,8 @@ def wrap(model: Any, policy: Policy, *, session: Session | None = None, progress
     Where the ``train`` stage is ``DP``, the model given is trained in plain, in place, by the result's ``fit``; an ``infer`` stage then
     computes what was trained, and without one the model answers in plain. Any model of transformers will do for that.
 
+    Where the ``infer`` stage is ``Obfuscation``, the result computes on transformed weights and keyed inputs: see ``hf.obfuscated``.
+
     Args:
         model: A ``transformers`` model of a known family, on the CPU, or a PEFT model around one.
         policy: A policy with an ``infer`` stage.
@@ -47,7 +51,8 @@ def wrap(model: Any, policy: Policy, *, session: Session | None = None, progress
         progress: Show a progress bar; default only where stderr is a terminal.
 
     Returns:
-        A :class:`PrivateModel`; under ``DP`` a :class:`~privtensors.hf.trainable.TrainableModel`.
+        A :class:`PrivateModel`; under ``DP`` a :class:`~privtensors.hf.trainable.TrainableModel`, under ``Obfuscation`` an
+        :class:`~privtensors.hf.obfuscated.ObfuscatedModel`.
 
     Raises:
         PolicyError: Neither ``DP`` nor an ``infer`` stage, or one that no single technique with a backend computes; or the policy
@@ -55,13 +60,37 @@ def wrap(model: Any, policy: Policy, *, session: Session | None = None, progress
         UnknownFamily: The model is not of a known family.
         InvalidInput: The model has state that would stay in plain, or a parameter that cannot be protected.
         OutOfRange: A parameter the backend cannot represent.
+        WrongKey, ObfuscationError: Under ``Obfuscation``: the key file cannot be used, or the model cannot be transformed.
     """
     if not isinstance(policy, Policy):
         raise PolicyError(f"expected a Policy, got {type(policy).__name__}", where="wrap", fix="pass Policy(infer=[MPC()])")
     if policy.train and policy.holder("train", Role.NOISER) is not None:
         return trainable(model, policy, session or current_session(), progress)
+    stock = stock_model(model)
+    return serving(model, stock, policy, session or current_session(), progress)()
+
+
+def serving(model: Any, stock: Any, policy: Policy, session: Session, progress: bool | None) -> Callable[[], PrivateModel]:
+    """How the ``infer`` stage computes the model, ready to be called. What can be refused is refused here. Errors as :func:`wrap`.
+
+    Args:
+        model: As given to :func:`wrap`.
+        stock: The stock model in it.
+        policy: With an ``infer`` stage.
+        session: As for :func:`wrap`.
+        progress: As for :func:`wrap`.
+    """
+    technique = policy.holder("infer", Role.NONLINEAR)
+    if isinstance(technique, Obfuscation):
+        from privtensors.hf import obfuscated
+
+        key = obfuscated.key_of(technique)  # a key that cannot be used is found before a training run, not after
+        obfuscated.check_model(model)
+        return partial(obfuscated.obfuscate, model, policy, technique, session, key, progress=progress)
     technique = computing_technique(policy)
-    return assemble(stock_model(model), policy, technique, session or current_session(), progress=progress)
+    if policy.outputs == Outputs.ARGMAX:
+        argmax.check_model(stock)
+    return partial(assemble, stock, policy, technique, session, progress=progress)
 
 
 def assemble(
@@ -118,11 +147,8 @@ def trainable(model: Any, policy: Policy, session: Session, progress: bool | Non
     promise, stock = promise_of(policy), stock_model(model)
     if not policy.infer:
         return TrainableModel(model, policy, promise, None, session, None)
-    technique = computing_technique(policy)
-    if policy.outputs == Outputs.ARGMAX:  # before a training run, not after
-        argmax.check_model(stock)
-    serve = partial(assemble, stock, policy, technique, session, progress=progress)
-    return TrainableModel(model, policy, promise, technique, session, serve)
+    serve = serving(model, stock, policy, session, progress)
+    return TrainableModel(model, policy, promise, policy.holder("infer", Role.NONLINEAR), session, serve)
 
 
 def stock_model(model: Any) -> Any:
@@ -156,6 +182,9 @@ def computing_technique(policy: Policy) -> Technique:
     if not policy.infer:
         raise PolicyError("it has no infer stage", where="wrap", fix="Policy(infer=[MPC()])")
     technique, linear = policy.holder("infer", Role.NONLINEAR), policy.holder("infer", Role.LINEAR)
+    if isinstance(technique, Obfuscation):
+        fix = "privtensors convert writes a client and a server folder for it, and privtensors serve runs the server's"
+        raise PolicyError("obfuscation transforms a model and has no backend to compute on", where="policy.infer", fix=fix)
     if technique is None or technique != linear or technique.backend is None:
         names = ", ".join(t.name for t in policy.infer)
         what = f"no single technique of {names} computes the whole model"

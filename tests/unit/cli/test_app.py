@@ -15,7 +15,7 @@ from privtensors.cli.app import OneLineErrors, app
 from privtensors.cli.text import one_line, printable
 from privtensors.errors import PolicyError, UsageError
 
-VERBS = ("demo", "explain", "serve", "deal", "infer", "backends", "keys", "ledger", "audit")
+VERBS = ("demo", "explain", "convert", "serve", "deal", "infer", "train", "backends", "keys", "ledger", "audit")
 
 
 def failing(error: BaseException) -> typer.Typer:
