@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from privtensors.cli.audit_obfuscation import obfuscation
 from privtensors.cli.ledger_output import one_line_errors
 from privtensors.cli.text import printable
 from privtensors.errors import UsageError
@@ -84,6 +85,9 @@ def dp(
             _show(found, held, refutable, checks)
     if not passed:
         raise typer.Exit(1)
+
+
+app.command(epilog="Example: privtensors audit obfuscation --plot recovery.png")(obfuscation)
 
 
 def _audited(subject: Subject, schedule: Schedule, options: AuditOptions, *, noisy: bool, progress: bool) -> AuditResult:

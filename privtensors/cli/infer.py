@@ -56,7 +56,10 @@ class Answer:
 
 
 def infer(
-    policy_file: Annotated[Path, typer.Argument(help="A policy file with a table [deployment].", metavar="POLICY.TOML")],
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(help="A policy file with a table [deployment]; with --keyed, texts.", metavar="[POLICY.TOML | TEXT...]"),
+    ] = None,
     text: Annotated[list[str] | None, typer.Option("--text", metavar="TEXT", help="A text to classify or continue: repeat it.")] = None,
     image: Annotated[list[Path] | None, typer.Option("--image", metavar="FILE", help="An image to classify: repeat it.")] = None,
     party: Annotated[str | None, typer.Option("--as", metavar="NAME", help="Name of this client's certificate.")] = None,
@@ -67,21 +70,61 @@ def infer(
     prepare: Annotated[
         bool, typer.Option("--prepare", help="Have all dealt before the first is asked: the seconds of each are without it.")
     ] = False,
-    timeout: Annotated[float, typer.Option(min=0.1, max=3600, metavar="S", help="Seconds to reach the parties.")] = 30.0,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, max=3600, metavar="S", help="Seconds to reach the parties; keyed: to wait for an answer.")
+    ] = 30.0,
     ledger: Annotated[
         Path | None, typer.Option(metavar="PATH", help="The ledger file [PRIVTENSORS_LEDGER, else the user's data directory].")
     ] = None,
+    keyed: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Ask a keyed server, with this client folder of convert.")] = None,
+    server: Annotated[str | None, typer.Option(metavar="URL", help="Keyed: http(s)://HOST:PORT.")] = None,
+    passphrase_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Keyed: what opens the key; else asked for.")] = None,
+    ca: Annotated[Path | None, typer.Option(metavar="FILE", help="Keyed: authority of the server's certificate.")] = None,
+    cert: Annotated[Path | None, typer.Option(metavar="FILE", help="Keyed: this client's PEM certificate, where asked for.")] = None,
+    key_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Keyed: the certificate's private key.")] = None,
+    tls_name: Annotated[str | None, typer.Option(metavar="NAME", help="Keyed: the name on the server's certificate, if not HOST.")] = None,
+    insecure_http: Annotated[bool, typer.Option("--insecure-http", help="Keyed: plain HTTP beyond this machine.")] = False,
+    temperature: Annotated[float | None, typer.Option(min=0.01, max=100, help="Keyed generation: sample; default greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option(min=0.01, max=1, help="Keyed generation: sample from the likeliest.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Keyed generation: repeatable samples.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, and nothing else there.")] = False,
 ) -> None:
-    """Ask a deployment, and print what only this client learns.
+    """Ask a deployment or a keyed server, and print what only this client learns.
 
     Example: privtensors infer policy.toml --text "A film to remember."
 
     Example: privtensors infer policy.toml --prepare --text "A film to remember." --text "A film to forget."
+
+    Example: privtensors infer --keyed CLIENT_FOLDER --server https://host:8443 "A film to remember."
     """
+    if keyed is not None:
+        others: dict[str, object] = {"--as": party, "--keys": keys, "--model": model, "--ledger": ledger, "--prepare": prepare or None}
+        _alone(others, "does not go with --keyed", "Leave it out")
+        from privtensors.cli.keyed import Sampling, infer_keyed, open_client
+
+        if server is None:
+            raise UsageError("no server", where="privtensors infer --keyed", fix="Give --server https://HOST:PORT")
+        texts, sampling = [*(inputs or ()), *(text or ())], Sampling(temperature, top_p, seed)
+        connection = {"authority": ca, "certificate": cert, "certificate_key": key_file}
+        client = open_client(keyed, server, passphrase_file, connection, tls_name, insecure_http, timeout)
+        with _quiet():
+            infer_keyed(client, keyed, texts, image or [], max_tokens, new_tokens, sampling, json=json)
+        return
+    keyed_only: dict[str, object] = {
+        "--server": server,
+        "--passphrase-file": passphrase_file,
+        "--ca": ca,
+        "--cert": cert,
+        "--key-file": key_file,
+    }
+    keyed_only |= {"--tls-name": tls_name, "--temperature": temperature, "--top-p": top_p, "--seed": seed}
+    _alone(keyed_only | {"--insecure-http": insecure_http or None}, "goes with --keyed", "Give --keyed FOLDER, or leave it out")
+    if len(inputs or ()) != 1:
+        fix = "Give POLICY.TOML --text TEXT, or --keyed FOLDER --server URL TEXT"
+        raise UsageError("one policy file is needed", where="privtensors infer", fix=fix)
     from privtensors.deploy.config import Deployment
 
-    deployment = Deployment.load(policy_file)
+    deployment = Deployment.load(Path((inputs or [])[0]))
     _check(deployment.task, text, image, prepare)
     from privtensors.accounting import Ledger
     from privtensors.core.session import Session
@@ -89,15 +132,15 @@ def infer(
     from privtensors.deploy.line import Prepared
 
     folder = model or deployment.models["client"]
-    inputs = [*(text or ()), *(image or ())]
-    given = [_arguments(deployment, folder, item, max_tokens) for item in inputs]  # before anybody is called
+    items = [*(text or ()), *(image or ())]
+    given = [_arguments(deployment, folder, item, max_tokens) for item in items]  # before anybody is called
     shapes = [_shape(arguments) for arguments in given] if prepare else []
     session = Session()
     if ledger is not None:
         session = Session(recorder=Ledger(ledger, session=session.id))
     with _quiet(), connect(deployment, party=party, keys=keys, model=model, session=session, timeout=timeout) as remote:
         ahead = [remote.prepare(tokens, masked=masked, image_size=side) for tokens, masked, side in shapes]
-        answers = [_ask(remote, deployment, folder, item, arguments, new_tokens) for item, arguments in zip(inputs, given, strict=True)]
+        answers = [_ask(remote, deployment, folder, item, arguments, new_tokens) for item, arguments in zip(items, given, strict=True)]
     spent = Prepared(len(ahead), sum(p.seconds for p in ahead), sum(p.dealer_bytes for p in ahead)) if prepare else None
     if json:
         dealt = None if spent is None else asdict(spent)
@@ -109,6 +152,11 @@ def infer(
         typer.echo(f"prepared {spent.count} request{plural}: {spent.seconds:.2f} s, {spent.dealer_bytes / 1e6:.1f} MB by the dealer")
     for answer in answers:
         _show(answer)
+
+
+def _alone(given: dict[str, object], problem: str, fix: str) -> None:
+    if names := [name for name, value in given.items() if value is not None]:
+        raise UsageError(f"{', '.join(names)} {problem}", where="privtensors infer", fix=fix)
 
 
 @contextmanager
@@ -153,7 +201,7 @@ def _shape(arguments: dict[str, Any]) -> tuple[int | None, bool, int | None]:
 def _arguments(deployment: Deployment, folder: Path, item: str | Path, max_tokens: int) -> dict[str, Any]:
     """The model's arguments for one text or image."""
     if isinstance(item, Path):
-        return _pixels(folder, item)
+        return {"pixel_values": pixels_of(folder, item)}
     from transformers import AutoTokenizer
 
     try:
@@ -169,7 +217,8 @@ def _arguments(deployment: Deployment, folder: Path, item: str | Path, max_token
     return inputs
 
 
-def _pixels(folder: Path, path: Path) -> dict[str, Any]:
+def pixels_of(folder: Path, path: Path) -> Any:
+    """float32 (1, C, H, W): an image file through the image processor of ``folder``."""
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError:
@@ -187,7 +236,7 @@ def _pixels(folder: Path, path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, ImportError) as error:
         fix = "copy preprocessor_config.json there: processor.save_pretrained(folder)"
         raise InvalidInput(f"no image processor can be loaded ({type(error).__name__})", where=str(folder), fix=fix) from None
-    return {"pixel_values": processor(pixels, return_tensors="pt")["pixel_values"]}
+    return processor(pixels, return_tensors="pt")["pixel_values"]
 
 
 def _ask(remote: RemoteModel, deployment: Deployment, folder: Path, item: str | Path, inputs: dict[str, Any], new_tokens: int) -> Answer:

@@ -23,26 +23,69 @@ if TYPE_CHECKING:
 
 
 def serve(
-    policy_file: Annotated[Path, typer.Argument(help="A policy file with a table [deployment].", metavar="POLICY.TOML")],
-    role: Annotated[str, typer.Option("--as", metavar="ROLE", help="server or dealer.")],
+    policy_file: Annotated[Path | None, typer.Argument(help="A policy file with a table [deployment].", metavar="[POLICY.TOML]")] = None,
+    role: Annotated[str | None, typer.Option("--as", metavar="ROLE", help="With a policy file: server or dealer.")] = None,
     keys: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Certificates; default: the file's.")] = None,
     model: Annotated[Path | None, typer.Option(metavar="FOLDER", help="The model; for the dealer, its config.json.")] = None,
     address: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Where to listen; default: the file's. Port 0 takes a free one.")
+        str | None,
+        typer.Option("--address", "--listen", metavar="HOST:PORT", help="Where to listen; default: the file's. Port 0 takes a free one."),
     ] = None,
     store: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Dealer: serve what privtensors deal stored there, and keep used ids there.")
     ] = None,
     stored_only: Annotated[bool, typer.Option("--stored-only", help="Dealer: refuse what is not in store.")] = False,
     device: Annotated[str | None, typer.Option(metavar="DEVICE", help="Server: where to compute, e.g. cuda; default: the CPU.")] = None,
+    keyed: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Serve this server folder of privtensors convert, over HTTP.")
+    ] = None,
+    cert: Annotated[Path | None, typer.Option(metavar="FILE", help="Keyed: PEM certificate of this host, for HTTPS.")] = None,
+    key_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Keyed: the certificate's private key.")] = None,
+    client_ca: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keyed: only clients with a certificate of this authority.")
+    ] = None,
+    insecure_http: Annotated[bool, typer.Option("--insecure-http", help="Keyed: plain HTTP beyond this machine.")] = False,
+    limit: Annotated[list[str] | None, typer.Option(metavar="NAME=N", help="Keyed: a limit, e.g. batch=8: repeat it.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log with tracebacks of unexpected errors.")] = False,
 ) -> None:
-    """Serve as one party of a deployment until SIGINT or SIGTERM, then end with exit code 0.
+    """Serve as one party of a deployment, or a keyed model, until SIGINT or SIGTERM, then end with exit code 0.
 
     Each request is one line in the log: sizes, rounds, bytes and seconds, never a value. On a terminal a status line follows.
 
     Example: privtensors serve policy.toml --as server
+
+    Example: privtensors serve --keyed SERVER_FOLDER --listen 127.0.0.1:8443 --cert host.pem --key-file host.key
     """
+    if keyed is not None:
+        given = {"POLICY.TOML": policy_file, "--as": role, "--keys": keys, "--model": model, "--store": store}
+        if others := [name for name, value in given.items() if value is not None] + ["--stored-only"] * stored_only:
+            raise UsageError(f"{', '.join(others)} does not go with --keyed", where="privtensors serve", fix="Leave it out")
+        from privtensors.cli.keyed import serve_keyed
+
+        with (
+            _logged(verbose),
+            serve_keyed(keyed, address, cert, key_file, client_ca, insecure_http, limit, device) as server,
+            _ending(server),
+        ):
+            typer.echo(f"key {server.model.info.key_id}, {server.model.info.task}: listens at {server.url}")
+            sys.stdout.flush()
+            with _status(server):
+                server.run()
+        typer.echo("server ended")
+        return
+    keyed_only = {
+        "--cert": cert,
+        "--key-file": key_file,
+        "--client-ca": client_ca,
+        "--limit": limit,
+        "--insecure-http": insecure_http or None,
+    }
+    if others := [name for name, value in keyed_only.items() if value is not None]:
+        raise UsageError(f"{', '.join(others)} goes with --keyed", where="privtensors serve", fix="Give --keyed FOLDER, or leave it out")
+    if policy_file is None or role is None:
+        what = "no policy file" if policy_file is None else "no role"
+        fix = "Give POLICY.TOML --as server, POLICY.TOML --as dealer, or --keyed FOLDER"
+        raise UsageError(what, where="privtensors serve", fix=fix)
     if role not in ("server", "dealer"):
         raise UsageError(f"unknown role {role!r}", where="--as", fix="Allowed: server, dealer")
     if (store is not None or stored_only) and role != "dealer":
