@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 DEFAULT = "lora:inf,lora:8,lora:3,lora:1,full:inf,full:8"
+DEFAULT_TRAIN = 10_000
 LOSS_ALLOWED = 0.03  # the issue's: accuracy at epsilon 8 within three points of the run without privacy
 
 
@@ -33,18 +34,25 @@ class Recipe:
 
 
 RECIPES = {
-    ("lora", True): Recipe(3e-3, 500, 6.0),
-    ("lora", False): Recipe(1e-3, 64, 2.0),
-    ("full", True): Recipe(5e-4, 500, 6.0),
+    ("lora", True): Recipe(6e-3, 2000, 12.0),
+    ("lora", False): Recipe(1e-3, 64, 3.0),
+    ("full", True): Recipe(1.5e-3, 1000, 6.0),
     ("full", False): Recipe(1e-4, 64, 2.0),
 }
+RANK, ATTENTION_SCALE, POOLER_SCALE = 4, 16, 4
+"""LoRA's rank, and what its products are multiplied by. With PEFT's usual scale of 1 a review's gradient is the new head's almost alone
+(norms 1.18 and 0.04), and clipping leaves nothing of the encoder's above the noise."""
+CLIPPING_NORM = 0.5
 
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench dp-accuracy", description=__doc__)
     parser.add_argument("--runs", default=DEFAULT, help="kind:epsilon, comma separated; kinds: lora, full")
-    parser.add_argument("--train", type=int, default=10_000, help="reviews to train on")
+    parser.add_argument("--train", type=int, default=DEFAULT_TRAIN, help="reviews to train on")
     parser.add_argument("--held-out", type=int, default=2_000)
+    parser.add_argument(
+        "--validation", type=int, default=1_000, help="reviews, neither trained on nor held out, by which recipes are chosen"
+    )
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--epochs", type=float, help="default: the recipe's")
     parser.add_argument("--batch", type=int, help="expected reviews per step; default: the recipe's")
@@ -109,10 +117,20 @@ def train_one(options: argparse.Namespace) -> dict[str, Any]:
         ]
 
     train, held_out = rows(split.train[: options.train]), rows(split.test[: options.held_out])
+    first = max(options.train, DEFAULT_TRAIN)
+    validation = rows(split.train[first : first + options.validation])
     model: Any = BertForSequenceClassification.from_pretrained(minilm_path(), num_labels=2).to(options.device)
     if kind == "lora":
-        model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"], r=8, lora_dropout=0.0))
-    technique = pt.DP(epsilon=epsilon, dataset="movie-reviews")
+        adapters = LoraConfig(
+            task_type="SEQ_CLS",
+            target_modules=["query", "value", "pooler.dense"],
+            r=RANK,
+            lora_alpha=RANK * ATTENTION_SCALE,
+            alpha_pattern={"pooler.dense": RANK * POOLER_SCALE},
+            lora_dropout=0.0,
+        )
+        model = get_peft_model(model, adapters)
+    technique = pt.DP(epsilon=epsilon, clipping_norm=CLIPPING_NORM, dataset="movie-reviews")
     with tempfile.TemporaryDirectory() as folder, pt.Ledger(Path(folder) / "ledger.sqlite") as ledger:
         policy = pt.Policy(train=[technique], infer=[pt.MPC()])
         private = pt.wrap(model, policy, session=pt.Session(recorder=ledger), progress=False)
@@ -129,7 +147,7 @@ def train_one(options: argparse.Namespace) -> dict[str, Any]:
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         plain = private.plain.eval().cpu()
-        logits = predicted(plain, tokenizer, held_out)
+        logits, chosen_by = predicted(plain, tokenizer, held_out), predicted(plain, tokenizer, validation)
         served = [private(**tokenizer.pad([strip(row)], return_tensors="pt")).logits[0] for row in held_out[: options.served]]
         ledger.verify()
     labels = torch.tensor([row["labels"] for row in held_out])
@@ -144,6 +162,7 @@ def train_one(options: argparse.Namespace) -> dict[str, Any]:
         "learning_rate": rate,
         "train": len(train),
         "held_out": len(held_out),
+        "validation": accuracy_of(chosen_by, validation),
         **scores(logits.argmax(-1), labels),
         "wall_s": wall,
         "cpu_s": cpu,
@@ -169,6 +188,10 @@ def predicted(model: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> Any:
     return torch.cat(parts)
 
 
+def accuracy_of(logits: Any, rows: list[dict[str, Any]]) -> float:
+    return sum(int(found) == row["labels"] for found, row in zip(logits.argmax(-1), rows, strict=True)) / len(rows)
+
+
 def scores(found: Any, labels: Any) -> dict[str, float]:
     """Accuracy, and precision, recall and F1 of the positive class."""
     from sklearn.metrics import accuracy_score, precision_recall_fscore_support
@@ -188,6 +211,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         "δ",
         "noise",
         "steps",
+        "validation",
         "accuracy",
         "precision",
         "recall",
@@ -204,7 +228,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         spent = "∞" if r["spent"] == "inf" else f"{r['spent']:.2f}"
         table.add_row(
             r["kind"], spent, f"{r['delta']:.0e}", f"{r['noise_multiplier']:.2f}", str(r["steps"]),
-            *(f"{100 * r[name]:.1f} %" for name in ("accuracy", "precision", "recall", "f1")),
+            *(f"{100 * r[name]:.1f} %" for name in ("validation", "accuracy", "precision", "recall", "f1")),
             f"{r['wall_s']:.0f} s", f"{r['cpu_s']:.0f} s", f"{r['peak_mib']:.0f} MiB",
             f"{r['served_agree']} of {r['served']}", f"{r['served_error']:.3f}",
         )  # fmt: skip
