@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from privtensors.cli.passphrases import passphrase_of
 from privtensors.cli.stages import Stages
 from privtensors.errors import InvalidInput, MissingExtra, UsageError
 
@@ -151,7 +152,7 @@ def _targets(
 
     schemes = Schemes(model, special, words)
     if request.client is not None and request.server is not None:
-        secret = None if request.passphrase_file is None else _first_line(request.passphrase_file)
+        secret = None if request.passphrase_file is None else passphrase_of(request.passphrase_file)
         own = target_of_folders(request.client, request.server, model, tokenizer, passphrase=secret)
         return iter((own, schemes.unrelated())), 2
     noises = request.noises or (ALL_NOISES if request.full else NOISES)
@@ -176,12 +177,3 @@ def _counted(targets: Iterator[Target], advance: Any) -> Iterator[Target]:
     for one in targets:
         yield one
         advance(1)
-
-
-def _first_line(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()[0]
-    except (OSError, UnicodeDecodeError, IndexError) as error:
-        raise InvalidInput(
-            f"no passphrase can be read ({type(error).__name__})", where=str(path), fix="Give a file whose first line it is"
-        ) from error

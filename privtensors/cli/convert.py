@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from privtensors.cli.ledger_output import one_line_errors
+from privtensors.cli.passphrases import passphrase_of
 from privtensors.cli.text import printable
 from privtensors.errors import UsageError, WrongKey
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 _WHERE: Final = "privtensors convert"
 _SCHEMES: Final = ("equivariant", "sentinel")
-_LONGEST_PASSPHRASE: Final = 4096
 _HEURISTIC: Final = (
     "Heuristic. It stops a reader of traffic or logs who lacks the weights. It does not stop a server that holds the transformed"
     " weights of an open model: that server recovers the key (100 % of the tokens)."
@@ -158,16 +158,7 @@ def _passphrase(asked: bool, file: Path | None, *, confirm: bool) -> str | None:
         raise UsageError("--passphrase and --passphrase-file exclude each other", where=_WHERE, fix="Give one of them")
     if asked:
         return str(typer.prompt("Passphrase", hide_input=True, confirmation_prompt=confirm, err=True))
-    if file is None:
-        return None
-    try:
-        with file.open("rb") as handle:
-            text = handle.read(_LONGEST_PASSPHRASE + 1).decode("utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"it cannot be read ({type(error).__name__})", where=str(file), fix="Give a file of one line of text") from None
-    if not text or "\n" in text or len(text) >= _LONGEST_PASSPHRASE:
-        raise UsageError("it is not one line of text", where=str(file), fix="Write the passphrase into its first line")
-    return text
+    return None if file is None else passphrase_of(file)
 
 
 @contextmanager

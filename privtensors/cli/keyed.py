@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from privtensors.cli.passphrases import passphrase_of
 from privtensors.cli.text import printable
 from privtensors.errors import UsageError
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from privtensors.deploy.keyed_server import KeyedServer
 
 _SHOWN = 80  # characters of a text
-_LONGEST_PASSPHRASE = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,12 +178,7 @@ def _show(name: str, answer: Mapping[str, Any]) -> None:
 def _passphrase(folder: Path, file: Path | None) -> str | None:
     """What opens the key file, where it is wrapped: the first line of ``file``, else typed on a terminal."""
     if file is not None:
-        try:
-            with file.open(encoding="utf-8") as lines:
-                return lines.readline(_LONGEST_PASSPHRASE).rstrip("\r\n")
-        except (OSError, UnicodeDecodeError) as error:
-            what = f"cannot be read ({type(error).__name__})"
-            raise UsageError(what, where="--passphrase-file", fix="Give a text file with the passphrase") from None
+        return passphrase_of(file)
     if sys.stdin.isatty() and _wrapped(folder):
         return str(typer.prompt("Passphrase", hide_input=True, err=True))
     return None

@@ -18,7 +18,7 @@ def repair(client: str | Path, server: str | Path) -> bool:
     """Complete a replacement of two folders that was killed between its renames.
 
     Each folder is then at its place, or whole in a hidden sibling (``.NAME.….partial`` or ``.NAME.….old``). The two that belong together
-    are moved to their places, and the siblings are removed: keys are in them. Folders that belong together are left as they are.
+    are moved to their places. Folders that belong together stay. Either way the siblings are removed: keys may be in them.
 
     Returns:
         Whether anything was moved.
@@ -34,13 +34,18 @@ def repair(client: str | Path, server: str | Path) -> bool:
         if found is None:
             raise
     else:
+        _sweep(mine, theirs)
         return False
     for source, place in zip(found, (mine, theirs), strict=True):
         _move(source, place)
     check_pair(mine, theirs)
-    for left in (*_siblings(mine), *_siblings(theirs)):
-        shutil.rmtree(left)
+    _sweep(mine, theirs)
     return True
+
+
+def _sweep(*places: Path) -> None:
+    for left in (sibling for place in places for sibling in _hidden(place)):
+        shutil.rmtree(left)
 
 
 def _pairs(client: Path, server: Path) -> Iterator[tuple[Path, Path]]:
@@ -57,10 +62,14 @@ def _pairs(client: Path, server: Path) -> Iterator[tuple[Path, Path]]:
 
 def _siblings(place: Path) -> list[Path]:
     """Hidden folders of this place that were written to the end: their manifest is the last file."""
+    return [path for path in _hidden(place) if _whole(path)]
+
+
+def _hidden(place: Path) -> list[Path]:
     pattern = re.compile(re.escape(f".{place.name}.") + r"[0-9a-f]{16}\.(partial|old)")
     if not place.parent.is_dir():
         return []
-    return sorted(path for path in place.parent.iterdir() if pattern.fullmatch(path.name) and _whole(path))
+    return sorted(path for path in place.parent.iterdir() if pattern.fullmatch(path.name))
 
 
 def _whole(path: Path) -> bool:

@@ -107,6 +107,7 @@ def test_a_killed_rotation_leaves_a_working_pair(point: str, killed: Path) -> No
     before = load_client(client).key
     found = rotate(client, server)  # and once more, in the ordinary way
     assert not found.finished and load_client(client).key.id == found.key_id != before.id
+    assert not list(client.parent.glob(".*")), "no hidden folder with a key stays, whole or not"
     _assert_works(client, server)
 
 
