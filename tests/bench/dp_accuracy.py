@@ -64,8 +64,14 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the new layers; sampling and noise have none")
     parser.add_argument("--json", type=Path, metavar="F", help="also write the numbers to this file, after every run")
     parser.add_argument("--plot", type=Path, metavar="F", help="accuracy over epsilon, as PNG, SVG or PDF")
+    parser.add_argument(
+        "--show", type=Path, nargs="+", metavar="F", help="run nothing: show what --json wrote, of several machines perhaps"
+    )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    if options.show:
+        finish([row for path in options.show for row in json.loads(path.read_text(encoding="utf-8"))], options.plot)
+        return
     if options.worker:
         print(json.dumps(train_one(options)))
         return
@@ -83,9 +89,13 @@ def main(arguments: list[str]) -> None:
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         if options.json:
             options.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    finish(rows, options.plot)
+
+
+def finish(rows: list[dict[str, Any]], path: Path | None) -> None:
     show(rows)
-    if options.plot:
-        plot(rows, options.plot)
+    if path is not None:
+        plot(rows, path)
 
 
 def train_one(options: argparse.Namespace) -> dict[str, Any]:
@@ -160,6 +170,8 @@ def train_one(options: argparse.Namespace) -> dict[str, Any]:
         "steps": result.steps,
         "batch_size": result.batch_size,
         "learning_rate": rate,
+        "precision_of": options.precision,
+        "device": options.device,
         "train": len(train),
         "held_out": len(held_out),
         "validation": accuracy_of(chosen_by, validation),
@@ -207,6 +219,7 @@ def show(rows: list[dict[str, Any]]) -> None:
     table = Table(title=f"MiniLM, {rows[0]['train']} film reviews, {rows[0]['held_out']} held out")
     names = (
         "fine-tune",
+        "device",
         "ε",
         "δ",
         "noise",
@@ -223,11 +236,11 @@ def show(rows: list[dict[str, Any]]) -> None:
         "mpc error",
     )
     for name in names:
-        table.add_column(name, justify="left" if name == "fine-tune" else "right")
+        table.add_column(name, justify="left" if name in ("fine-tune", "device") else "right")
     for r in rows:
         spent = "∞" if r["spent"] == "inf" else f"{r['spent']:.2f}"
         table.add_row(
-            r["kind"], spent, f"{r['delta']:.0e}", f"{r['noise_multiplier']:.2f}", str(r["steps"]),
+            r["kind"], r["device"], spent, f"{r['delta']:.0e}", f"{r['noise_multiplier']:.2f}", str(r["steps"]),
             *(f"{100 * r[name]:.1f} %" for name in ("validation", "accuracy", "precision", "recall", "f1")),
             f"{r['wall_s']:.0f} s", f"{r['cpu_s']:.0f} s", f"{r['peak_mib']:.0f} MiB",
             f"{r['served_agree']} of {r['served']}", f"{r['served_error']:.3f}",
